@@ -1,0 +1,65 @@
+// transferops for C++ programs: typed calls of the ops through torch's dispatcher.
+//
+//     find_package(transferops REQUIRED)
+//     target_link_libraries(app PRIVATE transferops::transferops)
+//
+// Header only; the kernels and their registration live in libtransferops. Shapes, dtypes and errors are those of the
+// Python functions of the same names in transferops.ops.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <cstdint>
+#include <tuple>
+
+#include "version.h"
+
+namespace transferops {
+
+// Registration runs when libtransferops is loaded, and a linker drops a library that nothing refers to: this refers.
+inline const char* const linked_version = transferops_version();
+
+struct ClassMoments {
+    at::Tensor counts;  // [classes] int64
+    at::Tensor sums;    // [..., classes, D] float64, of x - shift
+    at::Tensor gram;    // [..., D, D] float64, of x - shift
+    at::Tensor shift;   // [..., D] float64, the column means
+};
+
+struct SampleGram {
+    at::Tensor gram;   // [..., N, N] float64
+    at::Tensor shift;  // [..., D] float64, the column means
+};
+
+struct NormMoments {
+    at::Tensor cubic;    // [..., D] float64
+    at::Tensor quartic;  // [...] float64
+};
+
+inline ClassMoments class_moments(const at::Tensor& features, const at::Tensor& labels, std::int64_t num_classes) {
+    using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::class_moments", "")
+                               .typed<Result(const at::Tensor&, const at::Tensor&, std::int64_t)>();
+    auto [counts, sums, gram, shift] = op.call(features, labels, num_classes);
+    return {counts, sums, gram, shift};
+}
+
+inline SampleGram sample_gram(const at::Tensor& features) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::sample_gram", "")
+                               .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&)>();
+    auto [gram, shift] = op.call(features);
+    return {gram, shift};
+}
+
+inline NormMoments norm_moments(const at::Tensor& features, const at::Tensor& shift) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::norm_moments", "")
+                               .typed<std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&)>();
+    auto [cubic, quartic] = op.call(features, shift);
+    return {cubic, quartic};
+}
+
+}  // namespace transferops

@@ -1,0 +1,59 @@
+// What the CPU and the CUDA registration of the moments family share: argument checks and shapes.
+#pragma once
+
+#include <vector>
+
+#include "stable.h"
+
+namespace transferops {
+
+// features [..., N, D] seen as [sets, rows, columns], rows and columns with any strides.
+struct FeatureSets {
+    Tensor tensor;  // the features with their leading dimensions flattened into one
+    std::int64_t sets, rows, columns;
+    std::vector<std::int64_t> leading;  // the leading dimensions as they came
+
+    explicit FeatureSets(const Tensor& features) : tensor(features) {
+        if (features.dim() < 2) fail("features: expected shape [..., N, D], got ", shape_of(features));
+        const std::int64_t last = features.dim() - 1;
+        rows = features.size(last - 1);
+        columns = features.size(last);
+        sets = 1;
+        for (std::int64_t i = 0; i < last - 1; ++i) {
+            leading.push_back(features.size(i));
+            sets *= features.size(i);
+        }
+        const std::vector<std::int64_t> flat{sets, rows, columns};
+        if (features.dim() != 3) tensor = torch::stable::reshape(features, flat);
+    }
+
+    // The shape [..., extra...] of an output.
+    std::vector<std::int64_t> shape(std::initializer_list<std::int64_t> extra) const {
+        std::vector<std::int64_t> out = leading;
+        out.insert(out.end(), extra);
+        return out;
+    }
+
+    Tensor new_float64(std::initializer_list<std::int64_t> extra) const {
+        return torch::stable::new_empty(tensor, shape(extra), ScalarType::Double);
+    }
+};
+
+inline void check_labels(const FeatureSets& features, const Tensor& labels, std::int64_t num_classes) {
+    check_dtype("labels", labels, ScalarType::Long, "int64");
+    if (labels.dim() != 1 || labels.size(0) != features.rows)
+        fail("labels: expected shape [", features.rows, "], one label per row of features, got ", shape_of(labels));
+    if (labels.is_cuda() != features.tensor.is_cuda()) fail("labels: expected the device of features, got another");
+    if (num_classes < 0) fail("num_classes: expected at least 0, got ", num_classes);
+}
+
+inline void check_shift(const FeatureSets& features, const Tensor& shift) {
+    check_dtype("shift", shift, ScalarType::Double, "float64");
+    const bool matches = shift.dim() == static_cast<std::int64_t>(features.leading.size()) + 1 &&
+                         shift.numel() == features.sets * features.columns &&
+                         shift.size(shift.dim() - 1) == features.columns;
+    if (!matches) fail("shift: expected shape [..., ", features.columns, "] like features, got ", shape_of(shift));
+    if (shift.is_cuda() != features.tensor.is_cuda()) fail("shift: expected the device of features, got another");
+}
+
+}  // namespace transferops

@@ -1,0 +1,37 @@
+"""transferops: decide what to transfer, from where, and how much.
+
+* :mod:`transferops.ops` - the C++/CUDA kernels as pure functions of tensors
+* :mod:`transferops.fisher` - Fisher information of a model over data
+* :mod:`transferops.scores` - which source or model suits the target (H-score and kin)
+* :mod:`transferops.otqms` - how many samples of each source to train with
+* ``transferops`` on the command line - the same questions without a program
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from . import ops
+from ._config import show_config
+
+try:
+    __version__ = version("transferops")
+except PackageNotFoundError:  # used from a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = ["__version__", "data", "fisher", "ops", "otqms", "scores", "show_config"]
+
+_LAZY = {"data", "fisher", "otqms", "scores"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the applications when they are first asked for, so that ``import transferops.ops`` stays light."""
+    if name in _LAZY:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

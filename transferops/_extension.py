@@ -1,0 +1,23 @@
+"""Loads the compiled module, which registers the ``torch.ops.transferops`` operators.
+
+Import it for its effect before the first operator is used. A missing or unloadable module is an error with the command
+that repairs it, never a half-working package.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"transferops: its compiled module could not be loaded ({error}).\n"
+        f"It was not built, or was built for another Python or torch; this is Python "
+        f"{sys.version_info.major}.{sys.version_info.minor} with torch {torch.__version__}.\n"
+        f"Build it from the source tree: {sys.executable} -m pip install --no-build-isolation ."
+    ) from error
+
+build_info = _C.build_info

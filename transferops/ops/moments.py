@@ -1,0 +1,288 @@
+"""First and second moments of labelled features: what the H-score and its kin are made of.
+
+Everything is accumulated and returned in float64, whatever the dtype of the features; float16 and bfloat16 are converted
+before they are subtracted or multiplied. Results do not depend on the number of threads and are the same in every run.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _extension as _extension  # registers torch.ops.transferops
+from .._validate import as_tensor, check_positive_int, describe, fail
+
+_FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class ClassMoments(NamedTuple):
+    """Moments of features about their column means. Leading dimensions are those of the features.
+
+    Attributes:
+        counts: [C] int64, samples of each class.
+        sums: [..., C, D] float64, sum over the class of x - shift; n_c (mean_c - mean).
+        gram: [..., D, D] float64, sum over all samples of (x - shift)(x - shift)^T; N times the covariance.
+        shift: [..., D] float64, the column means.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    gram: Tensor
+    shift: Tensor
+
+
+class SampleGram(NamedTuple):
+    """Inner products between centred samples.
+
+    Attributes:
+        gram: [..., N, N] float64, (x_m - shift) . (x_n - shift).
+        shift: [..., D] float64, the column means.
+    """
+
+    gram: Tensor
+    shift: Tensor
+
+
+class NormMoments(NamedTuple):
+    """Moments of the norms of y = x - shift.
+
+    Attributes:
+        cubic: [..., D] float64, sum_n |y_n|^2 y_n.
+        quartic: [...] float64, sum_n |y_n|^4.
+    """
+
+    cubic: Tensor
+    quartic: Tensor
+
+
+def class_moments(
+    features: Tensor | Any, labels: Tensor | Any, num_classes: int | None = None, *, validate: bool = True
+) -> ClassMoments:
+    """Class counts, class sums and the centred Gram matrix, in one call.
+
+    Args:
+        features: [..., N, D] float32, float64, float16 or bfloat16; leading dimensions are a batch of feature sets
+            over the same N samples. Any strides.
+        labels: [N] integers in 0 .. num_classes-1, shared by all feature sets.
+        num_classes: number of classes C; classes without samples are allowed. Default: the largest label + 1 (reads
+            the labels back from the GPU; give it under torch.compile).
+        validate: check that labels are in range and the result is finite. On a GPU this waits for the kernels; without
+            it, out-of-range labels are left out of counts and sums, and NaN and Inf propagate to the outputs.
+
+    Returns:
+        :class:`ClassMoments`, all float64 but the counts. With N = 0 all are zero.
+
+    Raises:
+        TypeError: an argument is no array or has the wrong kind of dtype.
+        ValueError: shapes disagree, a label is out of range, or a feature is NaN or infinite; the message names the
+            first offending position.
+
+    Differentiable in the features. Cost: N D^2 float64 operations (half of a general product), two reads of the data.
+    """
+    features, labels = _check_features(features), _check_labels(labels)
+    if features.shape[-2] != labels.shape[0]:
+        fail("labels", f"one label for each of the {features.shape[-2]} rows of features", f"{labels.shape[0]}")
+    _check_same_device("labels", labels, features)
+    eager = not torch.compiler.is_compiling()
+    if num_classes is None:
+        num_classes = int(labels.max()) + 1 if labels.numel() else 0
+    elif eager:
+        check_positive_int("num_classes", num_classes, minimum=0)
+    if validate and eager:
+        _check_label_range(labels, num_classes)
+    moments = ClassMoments(*torch.ops.transferops.class_moments(features, labels, num_classes))
+    if validate and eager:
+        _check_finite(features, moments.shift, moments.gram.diagonal(dim1=-2, dim2=-1))
+    return moments
+
+
+def sample_gram(features: Tensor | Any, *, validate: bool = True) -> SampleGram:
+    """Inner products between centred samples, for fewer samples than features.
+
+    Args:
+        features: [..., N, D] float32, float64, float16 or bfloat16, any strides.
+        validate: check that the result is finite (waits for the kernels on a GPU).
+
+    Returns:
+        :class:`SampleGram`, float64. The nonzero eigenvalues are those of :func:`class_moments`' Gram matrix.
+
+    Raises:
+        TypeError: features is no array or not floating point.
+        ValueError: features has fewer than two dimensions, or holds NaN or Inf; the message names the position.
+
+    Differentiable. Cost: N^2 D float64 operations.
+    """
+    features = _check_features(features)
+    result = SampleGram(*torch.ops.transferops.sample_gram(features))
+    if validate and not torch.compiler.is_compiling():
+        _check_finite(features, result.shift, result.gram.diagonal(dim1=-2, dim2=-1))
+    return result
+
+
+def norm_moments(features: Tensor | Any, shift: Tensor | Any, *, validate: bool = True) -> NormMoments:
+    """Third and fourth moments of the sample norms: what Ledoit-Wolf shrinkage needs beyond the covariance.
+
+    Args:
+        features: [..., N, D] float32, float64, float16 or bfloat16, any strides.
+        shift: [..., D] float64, subtracted from every sample (usually the column means).
+        validate: check that the result is finite (waits for the kernels on a GPU).
+
+    Returns:
+        :class:`NormMoments`, float64. sum_i ||y_i y_i^T||_F^2 of Ledoit and Wolf (2004) is ``quartic``; ``cubic`` is
+        what moves it to another shift.
+
+    Raises:
+        TypeError: an argument is no array or has the wrong kind of dtype.
+        ValueError: shapes disagree, or the features hold NaN or Inf.
+
+    Differentiable. Cost: one read of the data.
+    """
+    features = _check_features(features)
+    shift = as_tensor("shift", shift)
+    expected = [*features.shape[:-2], features.shape[-1]]
+    if shift.dtype != torch.float64 or list(shift.shape) != expected:
+        fail("shift", f"a float64 tensor of shape {expected}", describe(shift))
+    _check_same_device("shift", shift, features)
+    result = NormMoments(*torch.ops.transferops.norm_moments(features, shift))
+    if validate and not torch.compiler.is_compiling():
+        _check_finite(features, result.quartic)
+    return result
+
+
+def _check_features(features: Any) -> Tensor:
+    features = as_tensor("features", features)
+    if features.dtype not in _FLOATING:
+        fail("features", "float32, float64, float16 or bfloat16", describe(features), TypeError)
+    if features.dim() < 2:
+        fail("features", "shape [..., N, D]", describe(features))
+    return features
+
+
+def _check_labels(labels: Any) -> Tensor:
+    labels = as_tensor("labels", labels)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        fail("labels", "integers", describe(labels), TypeError)
+    if labels.dim() != 1:
+        fail("labels", "shape [N]", describe(labels))
+    return labels.long()
+
+
+def _check_same_device(argument: str, value: Tensor, features: Tensor) -> None:
+    if value.device != features.device:
+        fail(argument, f"the device of features, {features.device}", str(value.device))
+
+
+def _check_label_range(labels: Tensor, num_classes: int) -> None:
+    if labels.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(labels))
+    if low < 0 or high >= num_classes:
+        position = int(((labels < 0) | (labels >= num_classes)).nonzero()[0])
+        fail(
+            "labels",
+            f"{num_classes} classes 0..{num_classes - 1}",
+            f"{int(labels[position])} at position {position}",
+        )
+
+
+def _check_finite(features: Tensor, *sums: Tensor) -> None:
+    """Sums of finite numbers are finite, so small results show whether the whole input was."""
+    if all(bool(torch.isfinite(value).all()) for value in sums):
+        return
+    bad = (~torch.isfinite(features)).nonzero()
+    if len(bad):
+        position = bad[0].tolist()
+        fail("features", "finite values", f"{features[tuple(position)].item()} at position {position}")
+    fail("features", "values whose products fit float64", f"magnitudes up to {float(features.abs().max()):.3g}")
+
+
+# Shapes and dtypes without data, for torch.compile and torch.export.
+
+
+@torch.library.register_fake("transferops::class_moments")
+def _(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *leading, _, dim = features.shape
+    return (
+        labels.new_empty([num_classes]),
+        features.new_empty([*leading, num_classes, dim], dtype=torch.float64),
+        features.new_empty([*leading, dim, dim], dtype=torch.float64),
+        features.new_empty([*leading, dim], dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("transferops::sample_gram")
+def _(features: Tensor) -> tuple[Tensor, Tensor]:
+    *leading, samples, dim = features.shape
+    return (
+        features.new_empty([*leading, samples, samples], dtype=torch.float64),
+        features.new_empty([*leading, dim], dtype=torch.float64),
+    )
+
+
+@torch.library.register_fake("transferops::norm_moments")
+def _(features: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    *leading, _, dim = features.shape
+    return (
+        features.new_empty([*leading, dim], dtype=torch.float64),
+        features.new_empty(leading, dtype=torch.float64),
+    )
+
+
+# Derivatives. In every one y = x - shift, computed anew in float64 so that nothing of size [N, D] is kept.
+
+
+def _save_class_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    features, labels, _ = inputs
+    counts, _, _, shift = output
+    ctx.save_for_backward(features, labels, counts, shift)
+
+
+def _class_moments_backward(
+    ctx: Any, _counts: Tensor, grad_sums: Tensor, grad_gram: Tensor, grad_shift: Tensor
+) -> tuple[Tensor, None, None]:
+    """d gram = sum y dy^T + dy y^T; d sums_c = sum_c dx - n_c d shift; d shift = mean dx. sum y = 0 drops a term."""
+    features, labels, counts, shift = ctx.saved_tensors
+    samples = max(features.shape[-2], 1)
+    centred = features.double() - shift.unsqueeze(-2)
+    shared = (grad_shift - (counts.double().unsqueeze(-1) * grad_sums).sum(-2)) / samples
+    grad = centred @ (grad_gram + grad_gram.mT) + grad_sums.index_select(-2, labels) + shared.unsqueeze(-2)
+    return grad.to(features.dtype), None, None
+
+
+def _save_sample_gram(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+
+
+def _sample_gram_backward(ctx: Any, grad_gram: Tensor, grad_shift: Tensor) -> Tensor:
+    """d K = dy y^T + y dy^T with dy = dx - d shift, d shift = mean dx."""
+    features, shift = ctx.saved_tensors
+    grad = (grad_gram + grad_gram.mT) @ (features.double() - shift.unsqueeze(-2))
+    grad = grad - grad.mean(-2, keepdim=True) + grad_shift.unsqueeze(-2) / max(features.shape[-2], 1)
+    return grad.to(features.dtype)
+
+
+def _save_norm_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _norm_moments_backward(ctx: Any, grad_cubic: Tensor, grad_quartic: Tensor) -> tuple[Tensor, Tensor]:
+    """With r = |y|^2: d(r y) = r dy + 2 (y . dy) y and d r^2 = 4 r y . dy."""
+    features, shift = ctx.saved_tensors
+    centred = features.double() - shift.unsqueeze(-2)
+    norm = centred.square().sum(-1, keepdim=True)
+    along = (centred * grad_cubic.unsqueeze(-2)).sum(-1, keepdim=True)
+    grad = norm * grad_cubic.unsqueeze(-2) + (2 * along + 4 * norm * grad_quartic[..., None, None]) * centred
+    return grad.to(features.dtype), -grad.sum(-2)
+
+
+torch.library.register_autograd(
+    "transferops::class_moments", _class_moments_backward, setup_context=_save_class_moments
+)
+torch.library.register_autograd(
+    "transferops::sample_gram", _sample_gram_backward, setup_context=_save_sample_gram
+)
+torch.library.register_autograd(
+    "transferops::norm_moments", _norm_moments_backward, setup_context=_save_norm_moments
+)
