@@ -236,6 +236,7 @@ def _(features: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
 def _save_class_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     features, labels, _ = inputs
     counts, _, _, shift = output
+    ctx.mark_non_differentiable(counts)
     ctx.save_for_backward(features, labels, counts, shift)
 
 

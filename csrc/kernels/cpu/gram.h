@@ -159,6 +159,7 @@ template <class T>
 void symmetric_gram(const GramOperand<T>& x, double* gram, const ParallelFor& parallel_for) {
     const std::int64_t area = x.width * x.width;
     std::memset(gram, 0, static_cast<std::size_t>(area) * sizeof(double));
+    if (area == 0 || x.depth == 0) return;
     const std::int64_t slices = x.width <= kNarrow ? std::min(kSlices, ceil_div(x.depth, 4 * kDepth)) : 1;
     if (slices > 1) {
         const std::int64_t slice_rows = ceil_div(x.depth, slices);
@@ -171,7 +172,7 @@ void symmetric_gram(const GramOperand<T>& x, double* gram, const ParallelFor& pa
         });
         for (std::int64_t slice = 1; slice < slices; ++slice)
             for (std::int64_t i = 0; i < area; ++i) gram[i] += partial[(slice - 1) * area + i];
-    } else if (x.depth > 0) {
+    } else {
         accumulate_gram(x, 0, x.depth, gram, parallel_for);
     }
     mirror_upper(gram, x.width);
