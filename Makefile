@@ -1,0 +1,64 @@
+# Each target sets up what it needs in .venv; nothing has to be installed by hand but Python, a C++ compiler and git.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test bench lint format cpp cuda-report cuda-build dist clean
+
+# The main job on real data: how many samples of each source to train with.
+demo: $(VENV)/.installed-cli
+	$(BIN)/transferops otqms --output demo --json demo/otqms.json
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+# pytest-benchmark, one file per family; writes JSON and a Markdown table under bench/results.
+bench: $(VENV)/.installed-bench
+	$(BIN)/python bench/run.py
+
+lint: $(VENV)/.installed-lint $(VENV)/.installed-cli
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
+
+format: $(VENV)/.installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cu')
+
+# The C++ library, installed, and a program built against it through find_package(transferops).
+cpp: $(VENV)/.torch
+	scripts/check_cpp_embedder.sh $(BIN)/python
+
+# Registers, spills and shared memory of every CUDA kernel, compiled for sm_90; needs nvcc, no GPU.
+cuda-report:
+	$(PYTHON) scripts/cuda_report.py --output build/cuda_report.md
+
+# The full build against a CUDA torch, imported without a GPU; needs nvcc and several GB.
+cuda-build:
+	scripts/check_cuda_build.sh
+
+dist: $(VENV)/.torch
+	$(PIP) build
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH) "setuptools>=77" wheel "pybind11>=2.13" "cmake>=3.22" ninja numpy
+	touch $@
+
+# Editable, so that Python sources are those of the tree; the extension is rebuilt when a source of it changes.
+$(VENV)/.installed-%: $(VENV)/.torch $(SOURCES)
+	$(PIP) --no-build-isolation -e ".[$*]"
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.torch pyproject.toml
+	$(PIP) "ruff>=0.9" "mypy>=1.13" "clang-format>=19"
+	touch $@
+
+clean:
+	rm -rf build dist demo $(VENV) transferops/_C.* *.egg-info

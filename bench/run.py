@@ -1,0 +1,110 @@
+"""Runs the benchmarks and writes their JSON and a Markdown table.
+
+    python bench/run.py [pytest arguments, e.g. bench/bench_h_score.py]
+
+Run it on a quiet machine. Results go to bench/results/<device>.json and .md, with the machine, versions and commit.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import transferops
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def commit() -> str:
+    """The commit that was measured, marked if the tree differs from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "csrc", "transferops") else "")
+
+
+def environment() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "commit": commit(),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "transferops": transferops.show_config(),
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """One row per benchmark."""
+    env = report["environment"]
+    lines = [
+        f"Measured {env['date']} at commit {env['commit']} on {env['processor']}, {env['threads']} threads, "
+        f"torch {env['torch']}. Times are minima of interleaved calls in one run; memory is the growth of the resident set.",
+        "",
+        "| benchmark | sizes | ours, s | best peer, s | times faster | floor, s | times floor | ours, MiB | peer, MiB | on record |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["benchmarks"]:
+        memory = row["megabytes"]
+        peer = row["best_peer"]
+        cells = [
+            row["name"],
+            ", ".join(f"{key}={value}" for key, value in row["sizes"].items()),
+            f"{row['seconds']['ours']:.4f}",
+            f"{row['seconds'][peer]:.3f} ({peer})",
+            f"{row['times_faster']:.1f}",
+            f"{row['floor_seconds']:.4f}",
+            f"{row['times_floor']:.2f}",
+            *(f"{memory[name]:.0f}" if memory[name] is not None else "-" for name in ("ours", peer)),
+            ", ".join(f"{key} {value:.3g}" for key, value in row["values"].items()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+        others = [name for name in row["seconds"] if name not in ("ours", peer)]
+        for name in others:
+            ratio = row["seconds"][name] / row["seconds"]["ours"]
+            lines.append(f"| | | | {row['seconds'][name]:.3f} ({name}) | {ratio:.1f} | | | | {memory[name]:.0f} | |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw.json"
+        command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "bench" / "pytest.ini"), f"--benchmark-json={raw}"]
+        code = subprocess.run([*command, *(arguments or [str(ROOT / "bench")])], cwd=ROOT / "bench").returncode
+        if code:
+            return code
+        rows = [
+            {"name": row["name"].removeprefix("test_"), **row["extra_info"]} for row in json.loads(raw.read_text())["benchmarks"]
+        ]
+    report = {"environment": environment(), "benchmarks": rows}
+    target = ROOT / "bench" / "results" / f"cpu-{torch.get_num_threads()}-threads"
+    target.parent.mkdir(exist_ok=True)
+    target.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    target.with_suffix(".md").write_text(markdown(report))
+    print(markdown(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
