@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command: build, GPU tests, compute-sanitizer, benchmarks, one JSON.
+#   bench/gpu.sh [OUTPUT_DIRECTORY]        default: bench/results
+# Needs no network: Python with torch (CUDA), numpy, pytest, pybind11, setuptools, cmake, ninja; nvcc; compute-sanitizer
+# if there is one. Every step runs even if an earlier one failed; the exit status is that of the worst.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=$(mkdir -p "${1:-bench/results}" && cd "${1:-bench/results}" && pwd)
+python=${PYTHON:-python3}
+site=$(mktemp -d)
+trap 'rm -rf "$site"' EXIT
+status=0
+declare -A steps
+
+step() {  # step NAME COMMAND...: run it, keep its log and its exit status
+    local name=$1
+    shift
+    echo "== $name"
+    "$@" >"$site/$name.log" 2>&1
+    steps[$name]=$?
+    tail -n 15 "$site/$name.log"
+    [ "${steps[$name]}" -eq 0 ] || status=1
+}
+
+TRANSFEROPS_CUDA=ON step build "$python" -m pip install --no-index --no-deps --no-build-isolation --no-compile \
+    --target "$site/packages" .
+[ "${steps[build]}" -eq 0 ] || { cat "$site/build.log"; exit 1; }
+export PYTHONPATH="$site/packages" PYTHONUNBUFFERED=1
+
+# -P: import what was installed, not the source tree.
+step tests "$python" -P -m pytest -q -p no:cacheprovider -m gpu -W "ignore::UserWarning" tests
+if command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck; do
+        step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 3 --target-processes all \
+            "$python" bench/gpu_sanitizer_cases.py
+    done
+else
+    echo "compute-sanitizer is not installed: memcheck and racecheck not run"
+fi
+for name in "${!steps[@]}"; do echo "$name=${steps[$name]}"; done >"$site/steps"
+step benchmarks "$python" bench/gpu.py --steps "$site/steps" --output "$out"
+cat "$site/benchmarks.log"
+exit $status
