@@ -1,0 +1,360 @@
+"""The allocation: optimality certified, and against search, the paper's grid and random points."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import FrozenInstanceError
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import quadprog
+import torch
+from numpy.typing import NDArray
+
+from transferops.otqms import allocation
+from transferops.otqms.allocation import Allocation, allocate, kkt_residual
+from transferops.otqms.theory import optimal_quantity, risk
+
+FloatArray = NDArray[np.float64]
+
+
+class Problem(NamedTuple):
+    gram: FloatArray
+    target_samples: float
+    source_samples: FloatArray
+    dimension: float
+
+
+def random_problem(seed: int, spread: float = 6, sources: int | None = None) -> Problem:
+    """N0 t from 10^-spread to 10^spread, at times with identical, opposite, exact or exhausted sources."""
+    rng = np.random.default_rng(seed)
+    sources = sources or int(rng.choice([1, 2, 3, 5, 10, 20, 40]))
+    target_samples, dimension = float(round(10 ** rng.uniform(0, 4))), float(10 ** rng.uniform(0, 6))
+    differences = rng.standard_normal((int(rng.integers(1, 2 * sources + 1)), sources))
+    if rng.random() < 0.3:  # one shift common to all sources
+        differences += 3 * rng.standard_normal((len(differences), 1))
+    per_source = sources if rng.random() < 0.5 else 1
+    differences *= 10 ** rng.uniform(-spread / 2, spread / 2, per_source) / np.linalg.norm(
+        differences, axis=0
+    )
+    first, second = rng.integers(0, sources, 2)
+    if rng.random() < 0.3:
+        differences[:, first] = differences[:, second]
+    elif rng.random() < 0.2:
+        differences[:, first] = -differences[:, second]
+    elif rng.random() < 0.2:
+        differences[:, first] = 0
+    available = np.round(10 ** rng.uniform(0, rng.choice([1, 3, 6]), sources))
+    if rng.random() < 0.3:
+        available[rng.integers(0, sources)] = 0
+    return Problem(
+        differences.T @ differences * dimension / target_samples, target_samples, available, dimension
+    )
+
+
+def cancellation(problem: Problem, solution: Allocation) -> float:
+    """How much larger the terms of the quadratic form are than the risk: digits float64 has lost."""
+    w = solution.weights
+    return float(w @ np.abs(problem.gram) @ w / (2 * solution.risk))
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_random_problems_are_solved_to_their_certificate(block: int) -> None:
+    for seed in range(50 * block, 50 * (block + 1)):
+        problem = random_problem(seed)
+        solution = allocate(*problem)
+        assert solution.kkt_residual <= 1e-8 * max(1.0, cancellation(problem, solution) / 1e7), seed
+        assert np.all((solution.quantities >= 0) & (solution.quantities <= problem.source_samples)), seed
+        assert solution.risk <= solution.target_only_risk * (1 + 1e-12), seed
+        n = solution.quantities
+        np.testing.assert_allclose(solution.weights, n / (problem.target_samples + n.sum()), rtol=1e-12)
+        assert solution.risk == pytest.approx(
+            risk(n, problem.gram, problem.target_samples, problem.dimension), rel=1e-7
+        )
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_feasible_point_is_better(seed: int) -> None:
+    problem = random_problem(seed, spread=2)
+    solution = allocate(*problem)
+    rng = np.random.default_rng(seed)
+    fractions = rng.random((500, problem.source_samples.size)) ** rng.choice([1, 4, 20], (500, 1))
+    points = np.concatenate(
+        [fractions * problem.source_samples, solution.quantities * (1 + 1e-3 * fractions)]
+    )
+    points = np.minimum(points, problem.source_samples)
+    risks = risk(points, problem.gram, problem.target_samples, problem.dimension)
+    assert solution.risk <= risks.min() * (1 + 1e-9)
+
+
+def paper_grid(problem: Problem, totals: FloatArray) -> float:
+    """The paper's algorithm: for each s, min alpha^T A alpha, sum alpha = 1, 0 <= alpha_i <= N_i/s."""
+    gram, available = problem.gram, problem.source_samples
+    sources = available.size
+    ridge = 1e-9 * np.trace(gram) + 1e-300  # quadprog needs a definite matrix
+    scale = np.trace(gram) / sources
+    constraints = np.hstack([np.ones((sources, 1)), np.eye(sources), -np.eye(sources)])
+    best = float(risk(np.zeros(sources), gram, problem.target_samples, problem.dimension))
+    for total in totals:
+        bounds = np.concatenate([[1.0], np.zeros(sources), -available / total])
+        alpha = quadprog.solve_qp(
+            (gram + ridge * np.eye(sources)) / scale, np.zeros(sources), constraints, bounds, 1
+        )[0]
+        quantities = np.clip(alpha * total, 0, available)
+        best = min(best, float(risk(quantities, gram, problem.target_samples, problem.dimension)))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_never_worse_than_the_papers_grid_and_equal_on_its_point(seed: int) -> None:
+    problem = random_problem(seed, spread=1, sources=5)
+    problem = problem._replace(source_samples=np.maximum(problem.source_samples, 1))
+    solution = allocate(*problem)
+    largest = problem.source_samples.sum() * (1 - 1e-9)
+    totals = np.geomspace(largest / 1e4, largest, 60)
+    assert solution.risk <= paper_grid(problem, totals) * (1 + 1e-9)
+    if solution.total > 0:
+        at_optimum = paper_grid(problem, np.array([min(solution.total, largest)]))
+        assert at_optimum == pytest.approx(solution.risk, rel=1e-6)
+
+
+@pytest.mark.parametrize("scaled_discrepancy", [0, 1e-6, 0.3, 0.5, 0.501, 0.7, 1, 10, 1e3, 1e6])
+@pytest.mark.parametrize("source_samples", [1, 40, 10_000])
+def test_one_source_is_the_papers_optimum(scaled_discrepancy: float, source_samples: int) -> None:
+    target_samples, dimension = 25, 130
+    discrepancy = scaled_discrepancy / target_samples
+    solution = allocate([[discrepancy * dimension]], target_samples, [source_samples], dimension)
+    expected = optimal_quantity(discrepancy, target_samples, source_samples)
+    np.testing.assert_allclose(solution.quantities, [expected], rtol=1e-7)
+    assert solution.kkt_residual <= 1e-10
+
+
+def test_nothing_to_take() -> None:
+    solution = allocate(np.eye(3), 10, np.zeros(3), 5)
+    assert solution.total == 0
+    assert solution.risk == solution.target_only_risk == 0.25
+    assert solution.kkt_residual == 0
+
+
+def test_sources_like_the_target_are_taken_whole() -> None:
+    solution = allocate(np.zeros((3, 3)), 10, [5, 0, 1e6], 8)
+    assert solution.quantities.tolist() == [5, 0, 1e6]
+    assert solution.kkt_residual <= 1e-12
+
+
+def test_opposite_sources_are_balanced() -> None:
+    solution = allocate([[1.0, -1.0], [-1.0, 1.0]], 10, [100, 1000], 1)
+    assert solution.quantities[0] == 100
+    alone = allocate([[1.0]], 10, [100], 1)
+    assert solution.risk < alone.risk / 5
+    assert solution.quantities[1] > 10 * alone.total
+
+
+def test_identical_sources_count_as_one() -> None:
+    one = allocate([[0.3]], 10, [400], 2)
+    several = allocate(np.full((4, 4), 0.3), 10, [100] * 4, 2)
+    assert several.total == pytest.approx(one.total, rel=1e-7)
+    assert several.risk == pytest.approx(one.risk, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_order_of_sources_does_not_matter(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    differences = rng.standard_normal((30, 12)) / 4
+    problem = Problem(differences.T @ differences, 7, np.round(10 ** rng.uniform(0, 3, 12)), 11)
+    order = rng.permutation(12)
+    solution = allocate(*problem)
+    permuted = allocate(problem.gram[np.ix_(order, order)], 7, problem.source_samples[order], 11)
+    np.testing.assert_allclose(permuted.quantities, solution.quantities[order], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 3.0, 1e6])
+def test_units_do_not_matter(factor: float) -> None:
+    rng = np.random.default_rng(3)
+    differences = rng.standard_normal((30, 12)) / 4
+    problem = Problem(differences.T @ differences, 50, np.round(10 ** rng.uniform(0, 4, 12)), 11)
+    solution = allocate(*problem)
+    scaled = allocate(problem.gram * factor, 50, problem.source_samples, 11 * factor)
+    np.testing.assert_allclose(scaled.quantities, solution.quantities, rtol=1e-7, atol=1e-9)
+    assert scaled.risk == pytest.approx(solution.risk * factor, rel=1e-10)
+    larger = allocate(problem.gram / 7, 350, problem.source_samples * 7, 11)
+    np.testing.assert_allclose(larger.quantities, solution.quantities * 7, rtol=1e-7, atol=1e-9)
+
+
+def test_many_sources() -> None:
+    rng = np.random.default_rng(0)
+    differences = rng.standard_normal((200, 400)) / 10
+    solution = allocate(differences.T @ differences, 100, np.round(10 ** rng.uniform(0, 5, 400)), 1000)
+    assert solution.kkt_residual <= 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_takes_tensors(dtype: torch.dtype) -> None:
+    differences = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram = (
+        (differences.T @ differences).to(dtype).requires_grad_()
+    )  # singular, in float32 slightly indefinite
+    solution = allocate(gram, 20, torch.arange(8), 5)
+    reference = allocate((differences.T @ differences).numpy(), 20, range(8), 5)
+    assert solution.risk == pytest.approx(reference.risk, rel=1e-10 if dtype is torch.float64 else 1e-5)
+
+
+def test_slightly_indefinite_is_projected() -> None:
+    gram = np.array([[1.0, 1.0], [1.0, 1.0 - 1e-9]])
+    assert np.linalg.eigvalsh(gram)[0] < -1e-10
+    assert allocate(gram, 10, [50, 50], 3).kkt_residual <= 1e-9
+
+
+def test_residual_tells_how_far_from_optimal() -> None:
+    problem = random_problem(5, spread=1, sources=6)
+    best = allocate(*problem)
+    rng = np.random.default_rng(0)
+    for fraction in rng.random((200, 6)):
+        quantities = fraction * problem.source_samples
+        value = float(risk(quantities, problem.gram, problem.target_samples, problem.dimension))
+        residual = kkt_residual(quantities, *problem)
+        assert residual >= (value - best.risk) / value - 1e-12
+        assert residual > 1e-3
+    assert kkt_residual(best.quantities, *problem) == best.kkt_residual
+    assert kkt_residual(problem.source_samples * 2, *problem) > 1e-2
+    assert kkt_residual(-best.quantities / 10, *problem) > 1e-2
+
+
+def test_poor_solution_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "solve", lambda gram, capacity: np.zeros_like(capacity))
+    message = r"^allocate: expected a KKT residual of at most 1e-06, got 0\.909: sources that cancel"
+    with pytest.raises(RuntimeError, match=message):
+        allocate([[0.0]], 10, [100], 1)
+
+
+def test_solver_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "clarabel", None)
+    with pytest.raises(
+        ImportError, match=r"^allocate: expected the solver Clarabel, got none; run `pip install"
+    ):
+        allocate([[1.0]], 10, [100], 1)
+
+
+GOOD = Problem(np.eye(2), 10, np.array([5.0, 5.0]), 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"target_samples": 0}, ValueError, "target_samples: expected a number of at least 1, got 0"),
+        (
+            {"target_samples": [3, 4]},
+            ValueError,
+            "target_samples: expected a number of at least 1, got list",
+        ),
+        ({"dimension": 0.0}, ValueError, "dimension: expected a positive number, got 0.0"),
+        ({"dimension": np.inf}, ValueError, "dimension: expected finite numbers, got inf"),
+        (
+            {"source_samples": [5, -1]},
+            ValueError,
+            "source_samples: expected no negative numbers, got -1 for source 1",
+        ),
+        (
+            {"source_samples": [5, np.nan]},
+            ValueError,
+            "source_samples: expected finite numbers, got nan at index [1]",
+        ),
+        (
+            {"source_samples": 5},
+            ValueError,
+            "source_samples: expected one number for each source, shape [K], got shape []",
+        ),
+        (
+            {"source_samples": []},
+            ValueError,
+            "source_samples: expected one number for each source, shape [K], got shape [0]",
+        ),
+        (
+            {"gram": np.eye(3)},
+            ValueError,
+            "gram: expected shape [2, 2], one row for each of source_samples, got shape [3, 3]",
+        ),
+        (
+            {"gram": [[1.0, np.nan], [0.0, 1.0]]},
+            ValueError,
+            "gram: expected finite numbers, got nan at index [0, 1]",
+        ),
+        (
+            {"gram": [[1.0, 0.5], [0.2, 1.0]]},
+            ValueError,
+            "gram: expected a symmetric matrix, got 0.5 at [0, 1] and 0.2 at [1, 0]",
+        ),
+        (
+            {"gram": [[4.0, 10.0], [10.0, 4.0]]},
+            ValueError,
+            "gram: expected a positive semidefinite matrix, got a smallest eigenvalue of -6 "
+            "(-1.5 at unit diagonal)",
+        ),
+        (
+            {"gram": torch.eye(2, dtype=torch.bfloat16)},
+            ValueError,
+            "gram: expected float32 or float64, half precision being too coarse to allocate by, got bfloat16",
+        ),
+        (
+            {"gram": torch.eye(2, dtype=torch.complex64)},
+            TypeError,
+            "gram: expected real numbers, got a complex64 tensor of shape [2, 2] on cpu",
+        ),
+        (
+            {"gram": "near"},
+            TypeError,
+            "gram: expected a number or an array of real numbers, got 'near'",
+        ),
+        ({"mode": "weights"}, ValueError, "mode: expected 'quantity', got 'weights'"),
+    ],
+)
+def test_refuses(change: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as caught:
+        allocate(**{**GOOD._asdict(), **change})  # type: ignore[arg-type]
+    assert str(caught.value) == message
+
+
+def test_residual_refuses_another_number_of_quantities() -> None:
+    with pytest.raises(ValueError, match=r"^quantities: expected shape \[2\], got shape \[3\]$"):
+        kkt_residual([1, 2, 3], *GOOD)
+
+
+def test_allocation_is_frozen() -> None:
+    solution = allocate(*GOOD)
+    with pytest.raises(FrozenInstanceError):
+        solution.risk = 0.0  # type: ignore[misc]
+
+
+def with_quantities(quantities: object, source_samples: object) -> Allocation:
+    n, available = np.asarray(quantities, dtype=float), np.asarray(source_samples, dtype=float)
+    return Allocation(n, n / (1 + n.sum()), 0.1, 0.5, 0.0, available)
+
+
+@pytest.mark.parametrize(
+    ("quantities", "source_samples", "expected"),
+    [
+        ([1.5, 1.5], [9, 9], [2, 1]),
+        ([0.4, 0.3, 0.3], [9, 9, 9], [1, 0, 0]),
+        ([0.2, 0.2], [9, 9], [0, 0]),
+        ([2.9999999999, 0.3], [9, 9], [3, 0]),
+        ([7.0, 0.0], [7, 9], [7, 0]),
+        ([2.5, 0.25], [2.5, 9], [2, 1]),
+        ([2.5], [2.5], [2]),
+    ],
+)
+def test_rounding(quantities: list[float], source_samples: list[float], expected: list[int]) -> None:
+    assert with_quantities(quantities, source_samples).rounded().tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_rounding_keeps_bounds_and_total(seed: int) -> None:
+    solution = allocate(*random_problem(seed, spread=2))
+    rounded = solution.rounded()
+    assert rounded.dtype == np.int64
+    assert np.all((rounded >= 0) & (rounded <= solution.source_samples))
+    assert np.all(np.abs(rounded - solution.quantities) < 1)
+    assert abs(rounded.sum() - solution.total) <= 0.5 + 1e-6 * max(1, solution.total)
+    problem = random_problem(seed, spread=2)
+    loss = risk(rounded, problem.gram, problem.target_samples, problem.dimension) / solution.risk - 1
+    assert loss >= -1e-9

@@ -1,0 +1,7 @@
+"""Fisher information of a network, contracted with given directions: never a d x d matrix."""
+
+from transferops.fisher.contraction import softmax_fisher_gram, tangent_gram
+from transferops.fisher.directions import parameter_differences
+from transferops.fisher.information import FisherInformation
+
+__all__ = ["FisherInformation", "parameter_differences", "softmax_fisher_gram", "tangent_gram"]
