@@ -1,0 +1,241 @@
+"""Malformed calls of the ops and scores, each with its exact message. (Other parts keep such tables in their own tests.)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from transferops import ops
+from transferops.scores import FeatureMoments, HScore, MomentsAccumulator, h_score
+
+X = torch.arange(12.0).reshape(4, 3)
+Y = torch.tensor([0, 1, 0, 1])
+NAN = X.clone()
+NAN[2, 1] = float("nan")
+INF = X.clone()
+INF[0, 2] = -float("inf")
+HUGE = X.double() * 1e200
+META = torch.empty(4, 3, device="meta")
+
+FLOATING = "expected float32, float64, float16 or bfloat16"
+ARRAY = "expected a torch.Tensor, NumPy array or DLPack array"
+
+CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    # class_moments
+    "features list": (lambda: ops.class_moments([[1.0]], Y), TypeError, f"features: {ARRAY}, got list"),
+    "features None": (lambda: ops.class_moments(None, Y), TypeError, f"features: {ARRAY}, got None"),
+    "features of strings": (
+        lambda: ops.class_moments(np.array([["a"]]), Y),
+        TypeError,
+        f"features: {ARRAY}, got ndarray (can't convert np.ndarray of type numpy.str_. The only supported types are: "
+        "float64, float32, float16, complex64, complex128, int64, int32, int16, int8, uint64, uint32, uint16, uint8, "
+        "and bool.)",
+    ),
+    "features int": (
+        lambda: ops.class_moments(X.int(), Y),
+        TypeError,
+        f"features: {FLOATING}, got a int32 tensor of shape [4, 3] on cpu",
+    ),
+    "features complex": (
+        lambda: ops.class_moments(X.to(torch.complex64), Y),
+        TypeError,
+        f"features: {FLOATING}, got a complex64 tensor of shape [4, 3] on cpu",
+    ),
+    "features 1-d": (
+        lambda: ops.class_moments(X[0], Y),
+        ValueError,
+        "features: expected shape [..., N, D], got a float32 tensor of shape [3] on cpu",
+    ),
+    "features nan": (
+        lambda: ops.class_moments(NAN, Y),
+        ValueError,
+        "features: expected finite values, got nan at position [2, 1]",
+    ),
+    "features inf in a batch": (
+        lambda: ops.class_moments(torch.stack([X, INF]), Y),
+        ValueError,
+        "features: expected finite values, got -inf at position [1, 0, 2]",
+    ),
+    "features overflow": (
+        lambda: ops.class_moments(HUGE, Y),
+        ValueError,
+        "features: expected values whose products fit float64, got magnitudes up to 1.1e+201",
+    ),
+    "labels float": (
+        lambda: ops.class_moments(X, Y.float()),
+        TypeError,
+        "labels: expected integers, got a float32 tensor of shape [4] on cpu",
+    ),
+    "labels bool": (
+        lambda: ops.class_moments(X, Y.bool()),
+        TypeError,
+        "labels: expected integers, got a bool tensor of shape [4] on cpu",
+    ),
+    "labels 2-d": (
+        lambda: ops.class_moments(X, Y.unsqueeze(0)),
+        ValueError,
+        "labels: expected shape [N], got a int64 tensor of shape [1, 4] on cpu",
+    ),
+    "labels too few": (
+        lambda: ops.class_moments(X, Y[:3]),
+        ValueError,
+        "labels: expected one label for each of the 4 rows of features, got 3",
+    ),
+    "labels too large": (
+        lambda: ops.class_moments(X, Y + 3, 4),
+        ValueError,
+        "labels: expected 4 classes 0..3, got 4 at position 1",
+    ),
+    "labels negative": (
+        lambda: ops.class_moments(X, Y - 1, 2),
+        ValueError,
+        "labels: expected 2 classes 0..1, got -1 at position 0",
+    ),
+    "labels on another device": (
+        lambda: ops.class_moments(META, Y),
+        ValueError,
+        "labels: expected the device of features, meta, got cpu",
+    ),
+    "num_classes negative": (
+        lambda: ops.class_moments(X, Y, -1),
+        ValueError,
+        "num_classes: expected an integer of at least 0, got -1",
+    ),
+    "num_classes float": (
+        lambda: ops.class_moments(X, Y, 2.0),  # type: ignore[arg-type]
+        ValueError,
+        "num_classes: expected an integer of at least 0, got 2.0",
+    ),
+    "op: label out of range": (
+        lambda: torch.ops.transferops.class_moments(X, Y + 3, 4),
+        RuntimeError,
+        "labels: expected 4 classes 0..3, got 4 at position 1",
+    ),
+    "op: int32 labels": (
+        lambda: torch.ops.transferops.class_moments(X, Y.int(), 4),
+        RuntimeError,
+        "labels: expected dtype int64, got another dtype",
+    ),
+    # sample_gram and norm_moments
+    "sample_gram nan": (
+        lambda: ops.sample_gram(NAN),
+        ValueError,
+        "features: expected finite values, got nan at position [2, 1]",
+    ),
+    "sample_gram scalar": (
+        lambda: ops.sample_gram(torch.tensor(1.0)),
+        ValueError,
+        "features: expected shape [..., N, D], got a float32 tensor of shape [] on cpu",
+    ),
+    "shift float32": (
+        lambda: ops.norm_moments(X, torch.zeros(3)),
+        ValueError,
+        "shift: expected a float64 tensor of shape [3], got a float32 tensor of shape [3] on cpu",
+    ),
+    "shift too long": (
+        lambda: ops.norm_moments(X, torch.zeros(4).double()),
+        ValueError,
+        "shift: expected a float64 tensor of shape [3], got a float64 tensor of shape [4] on cpu",
+    ),
+    "shift number": (lambda: ops.norm_moments(X, 0.0), TypeError, f"shift: {ARRAY}, got 0.0"),
+    # h_score
+    "h_score no samples": (
+        lambda: h_score(X[:0], Y[:0]),
+        ValueError,
+        "features: expected at least one sample before the score is computed, got none",
+    ),
+    "h_score no features": (
+        lambda: h_score(X[:, :0], Y),
+        ValueError,
+        "features: expected shape [N, D] with D >= 1, got a float32 tensor of shape [4, 0] on cpu",
+    ),
+    "h_score 3-d": (
+        lambda: h_score(X.unsqueeze(0), Y),
+        ValueError,
+        "features: expected shape [N, D] with D >= 1, got a float32 tensor of shape [1, 4, 3] on cpu",
+    ),
+    "h_score labels too many": (
+        lambda: h_score(X, torch.cat([Y, Y])),
+        ValueError,
+        "labels: expected shape [4], one label per row of features, got a int64 tensor of shape [8] on cpu",
+    ),
+    "h_score labels list": (lambda: h_score(X, [0, 1, 0, 1]), TypeError, f"labels: {ARRAY}, got list"),
+    "h_score nan, N > D": (
+        lambda: h_score(NAN, Y),
+        ValueError,
+        "features: expected finite values, got nan at position [2, 1]",
+    ),
+    "h_score nan, N < D": (
+        lambda: h_score(NAN.mT, Y[:3], regularized=True),
+        ValueError,
+        "features: expected finite values, got nan at position [1, 2]",
+    ),
+    "h_score both options": (
+        lambda: h_score(X, Y, True, chance_corrected=True),
+        ValueError,
+        "chance_corrected: expected False when regularized, got both True",
+    ),
+    "h_score too few for chance": (
+        lambda: h_score(torch.eye(4)[:, :3], Y, chance_corrected=True),
+        ValueError,
+        "features: expected more than 4 samples for the chance-corrected score at rank 3, got 4",
+    ),
+    # streaming
+    "update other dimension": (
+        lambda: HScore().update(X, Y).update(X[:, :2], Y),
+        ValueError,
+        "features: expected 3 features as in the batches before, got 2",
+    ),
+    "update other device": (
+        lambda: HScore().update(X, Y).update(META, Y.to("meta")),
+        ValueError,
+        "features: expected the device of the batches before, cpu, got meta",
+    ),
+    "compute before update": (
+        lambda: HScore().compute(),
+        ValueError,
+        "features: expected at least one sample before the score is computed, got none",
+    ),
+    "merge other kind": (
+        lambda: HScore().merge(HScore(regularized=True)),
+        ValueError,
+        "other: expected an HScore with regularized=False, got regularized=True",
+    ),
+    "merge a number": (
+        lambda: HScore().merge(3),  # type: ignore[arg-type]
+        ValueError,
+        "other: expected an HScore with regularized=False, got 3",
+    ),
+    "merge other dimension": (
+        lambda: HScore().update(X, Y).merge(HScore().update(X[:, :2], Y)),
+        ValueError,
+        "other: expected 3 features, got 2",
+    ),
+    "accumulators of different kinds": (
+        lambda: MomentsAccumulator().merge(MomentsAccumulator(norms=True)),
+        ValueError,
+        "other: expected norms=False, got norms=True",
+    ),
+    "moments of different dimension": (
+        lambda: FeatureMoments.of(X, Y).merge(FeatureMoments.of(X[:, :2], Y)),
+        ValueError,
+        "other: expected 3 features, got 2",
+    ),
+    "moments with and without norms": (
+        lambda: FeatureMoments.of(X, Y).merge(FeatureMoments.of(X, Y, norms=True)),
+        ValueError,
+        "other: expected norm moments in both or in neither, got them in one only",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_malformed_call_is_refused_with_its_message(name: str) -> None:
+    call, error, message = CASES[name]
+    with pytest.raises(error) as caught:
+        call()
+    assert str(caught.value).split("\n")[0] == message
