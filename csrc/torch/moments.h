@@ -44,7 +44,8 @@ inline void check_labels(const FeatureSets& features, const Tensor& labels, std:
     if (labels.dim() != 1 || labels.size(0) != features.rows)
         fail("labels: expected shape [", features.rows, "], one label per row of features, got ", shape_of(labels));
     if (labels.is_cuda() != features.tensor.is_cuda()) fail("labels: expected the device of features, got another");
-    if (num_classes < 0) fail("num_classes: expected at least 0, got ", num_classes);
+    const int least = features.rows > 0 ? 1 : 0;
+    if (num_classes < least) fail("num_classes: expected at least ", least, ", got ", num_classes);
 }
 
 inline void check_shift(const FeatureSets& features, const Tensor& shift) {

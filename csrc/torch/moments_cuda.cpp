@@ -1,7 +1,7 @@
 // The moments family on CUDA devices, registered with torch's dispatcher: checks, allocation and launches only.
 //
-// Nothing here waits for the device, so labels are not checked: those out of range are in no class.
-#include "../kernels/cuda/moments.h"
+// Nothing here waits for the device, so labels are not checked: those out of range count to the first or last class.
+#include "../kernels/cuda/centring.h"
 
 #include "cuda.h"
 #include "moments.h"

@@ -69,7 +69,7 @@ def class_moments(
         num_classes: number of classes C; classes without samples are allowed. Default: the largest label + 1 (reads
             the labels back from the GPU; give it under torch.compile).
         validate: check that labels are in range and the result is finite. On a GPU this waits for the kernels; without
-            it, out-of-range labels are left out of counts and sums, and NaN and Inf propagate to the outputs.
+            it, out-of-range labels there count to the first or the last class, and NaN and Inf propagate.
 
     Returns:
         :class:`ClassMoments`, all float64 but the counts. With N = 0 all are zero.

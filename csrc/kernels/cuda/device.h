@@ -1,0 +1,119 @@
+// What every CUDA kernel here shares: launching, shared memory, wide loads and stores, the float64 tensor core.
+//
+// dynamic_shared and mma_f64 are all that is not plain CUDA C++: the emulation in tests/kernels has twins of the two,
+// and everything else below runs there as it stands.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <climits>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "../scalar.h"
+
+namespace transferops::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+__host__ __device__ constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+#ifndef TRANSFEROPS_EMULATION
+
+// The block's dynamic shared memory. Static shared memory is not used: its bounds cannot be checked on the CPU.
+__device__ __forceinline__ double* dynamic_shared() {
+    extern __shared__ double storage[];
+    return storage;
+}
+
+// c += a b over a 16 x 8 x 8 block by the whole warp. With g = lane / 4 and t = lane % 4 a lane holds
+//   a[2 j + h] = A[g + 8 h][t + 4 j],   b[j] = B[t + 4 j][g],   c[2 h + e] = C[g + 8 h][2 t + e],
+// which is also the layout of four 8 x 8 x 4 blocks, all that devices before Hopper have.
+__device__ __forceinline__ void mma_f64(double (&c)[4], const double (&a)[4], const double (&b)[2]) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+d"(c[0]), "+d"(c[1]), "+d"(c[2]), "+d"(c[3])
+        : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(b[0]), "d"(b[1]));
+#else
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+            asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                         : "+d"(c[2 * h]), "+d"(c[2 * h + 1])
+                         : "d"(a[2 * j + h]), "d"(b[j]));
+#endif
+}
+
+#endif
+
+template <class T, int kWidth>
+struct alignas(kWidth * sizeof(T)) Vector {
+    T values[kWidth];
+};
+
+// vectors[i] = the first `width` of kWidth elements from source(i) on, then zeros. If `aligned`, one access each, and
+// all of them or none exist. The loads depend on nothing but these two conditions, so that all are in flight at once.
+template <int kWidth, int kCount, class T, class Source>
+__device__ __forceinline__ void load_vectors(Vector<T, kWidth> (&vectors)[kCount], int width, bool aligned,
+                                             Source source) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+        vectors[i] = {};
+        if (aligned) {
+            if (width > 0) vectors[i] = *reinterpret_cast<const Vector<T, kWidth>*>(source(i));
+        } else {
+#pragma unroll
+            for (int v = 0; v < kWidth; ++v)
+                if (v < width) vectors[i].values[v] = source(i)[v];
+        }
+    }
+}
+
+// Writes the first `width` of kWidth doubles, two per access if `aligned` (then all of them are wanted).
+template <int kWidth>
+__device__ __forceinline__ void store_vector(double* target, const double (&values)[kWidth], int width, bool aligned) {
+#pragma unroll
+    for (int v = 0; v < kWidth; v += 2) {
+        if (aligned) {
+            *reinterpret_cast<Vector<double, 2>*>(target + v) = {{values[v], values[v + 1]}};
+        } else {
+            if (v < width) target[v] = values[v];
+            if (v + 1 < width) target[v + 1] = values[v + 1];
+        }
+    }
+}
+
+inline bool is_aligned(const void* pointer, std::size_t bytes) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % bytes == 0;
+}
+
+struct Grid {
+    std::int64_t x, y;
+};
+
+// Launches `kernel`, unless the grid is empty; raises the limit of dynamic shared memory where the default is too low.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), Grid grid, int threads, std::size_t shared_bytes, cudaStream_t stream,
+                   Arguments&&... arguments) {
+    if (grid.x == 0 || grid.y == 0) return cudaSuccess;
+    if (grid.x > INT_MAX || grid.y > USHRT_MAX) return cudaErrorInvalidConfiguration;
+    if (shared_bytes > 48 * 1024) {
+        const cudaError_t error =
+            cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
+        if (error != cudaSuccess) return error;
+    }
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+}  // namespace transferops::cuda

@@ -1,0 +1,75 @@
+"""What the trainer notes down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch.
+
+    Attributes:
+        epoch: Counted from 1.
+        quantities: Samples drawn from each source, by name.
+        samples: Training samples: of the target and of all sources.
+        train_loss: Mean cross-entropy in nats, measured while training.
+        validation_loss: Mean cross-entropy in nats; ``None`` without validation samples.
+        validation_accuracy: Share of right answers; ``None`` without validation samples.
+        predicted_risk: Expected risk of the quantities in nats; ``None`` where the strategy predicts none.
+        seconds: Wall time of the epoch in all, the training of source models apart.
+        allocation_seconds: The part of ``seconds`` that went into the decision: Fisher information and
+            allocation.
+    """
+
+    epoch: int
+    quantities: dict[str, int]
+    samples: int
+    train_loss: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    predicted_risk: float | None
+    seconds: float
+    allocation_seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """One strategy trained with one seed.
+
+    Attributes:
+        strategy: Its name.
+        epochs: Every epoch that was trained, the ones after the kept epoch included.
+        kept_epoch: The epoch that ``model`` is from, counted from 1.
+        source_model_seconds: Wall time of training the source models if the strategy used them, else 0. The
+            models are shared: each strategy that uses them reports the whole.
+        model: The trained model in evaluation mode.
+    """
+
+    strategy: str
+    epochs: tuple[EpochRecord, ...]
+    kept_epoch: int
+    source_model_seconds: float
+    model: nn.Module = field(repr=False)
+
+    @property
+    def kept(self) -> EpochRecord:
+        """The record of the kept epoch."""
+        return self.epochs[self.kept_epoch - 1]
+
+    @property
+    def samples_per_epoch(self) -> float:
+        """Mean number of training samples per epoch."""
+        return sum(record.samples for record in self.epochs) / len(self.epochs)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all epochs, validation and allocation included, the source models not."""
+        return sum(record.seconds for record in self.epochs)
+
+    @property
+    def allocation_seconds(self) -> float:
+        """Wall time of the decisions, a part of ``seconds``."""
+        return sum(record.allocation_seconds for record in self.epochs)
