@@ -24,7 +24,9 @@ struct bfloat16 {  // the upper half of a binary32
 
 TRANSFEROPS_INLINE float to_float(float x) { return x; }
 
-TRANSFEROPS_INLINE float to_float(bfloat16 x) { return __builtin_bit_cast(float, static_cast<std::uint32_t>(x.bits) << 16); }
+TRANSFEROPS_INLINE float to_float(bfloat16 x) {
+    return __builtin_bit_cast(float, static_cast<std::uint32_t>(x.bits) << 16);
+}
 
 TRANSFEROPS_INLINE float to_float(float16 x) {
 #ifdef __CUDA_ARCH__

@@ -1,0 +1,119 @@
+// Small kernels, right and wrong, that show what the emulation reports. One is run per process: probes NAME ORDER.
+
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "device.h"
+
+namespace {
+
+using namespace transferops::cuda;
+
+__global__ void reverse(double* out, bool with_barrier) {
+    double* shared = dynamic_shared();
+    shared[threadIdx.x] = threadIdx.x;
+    if (with_barrier) __syncthreads();
+    out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+__global__ void read_unwritten(double* out) { out[threadIdx.x] = dynamic_shared()[threadIdx.x]; }
+
+__global__ void write_beyond_shared(double* out) {
+    out[threadIdx.x] = dynamic_shared()[threadIdx.x + 1] = threadIdx.x;  // the last thread: one too far
+}
+
+__global__ void write_beyond_output(double* out) { out[threadIdx.x + 1] = 0; }
+
+__global__ void half_at_barrier(double* out) {
+    if (threadIdx.x < blockDim.x / 2) __syncthreads();
+    out[threadIdx.x] = 0;
+}
+
+__global__ void two_barriers(double* out) {
+    if (threadIdx.x < blockDim.x / 2)
+        __syncthreads();
+    else
+        __syncthreads();
+    out[threadIdx.x] = 0;
+}
+
+__global__ void barrier_against_collective(double* out) {
+    if (threadIdx.x < 32)
+        __syncthreads();
+    else
+        out[threadIdx.x] = __shfl_xor_sync(kFullWarp, threadIdx.x == 63 ? (__syncthreads(), 0.0) : 0.0, 1);
+}
+
+__global__ void lane_missing(double* out) {
+    if (threadIdx.x % kWarp != 7) __syncwarp();
+    out[threadIdx.x] = 0;
+}
+
+__global__ void different_collectives(double* out) {
+    if (threadIdx.x % 2 == 0)
+        __syncwarp();
+    else
+        __syncwarp();
+    out[threadIdx.x] = 0;
+}
+
+__global__ void partial_mask(double* out) {
+    if (threadIdx.x < 16) __syncwarp(0xffffu);
+    out[threadIdx.x] = 0;
+}
+
+// Sums over the warp, and what lane 5 has, as exchanged by shuffles.
+__global__ void shuffles(double* out) {
+    double sum = threadIdx.x;
+    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(kFullWarp, sum, distance);
+    out[threadIdx.x] = sum + 1000 * __shfl_sync(kFullWarp, static_cast<double>(threadIdx.x), 5);
+}
+
+// C = A B for A[i][k] = 8 i + k and B[k][j] = k + 100 j, by the fragment layout that device.h describes.
+__global__ void product(double* out) {
+    const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+    double a[4], b[2], c[4] = {};
+    for (int j = 0; j < 2; ++j) {
+        for (int h = 0; h < 2; ++h) a[2 * j + h] = 8 * (g + 8 * h) + t + 4 * j;
+        b[j] = t + 4 * j + 100 * g;
+    }
+    mma_f64(c, a, b);
+    for (int h = 0; h < 2; ++h)
+        for (int e = 0; e < 2; ++e) out[(g + 8 * h) * 8 + 2 * t + e] = c[2 * h + e];
+}
+
+// The order in which the threads run.
+__global__ void ranks(double* out) { out[threadIdx.x] = out[64]++; }
+
+}  // namespace
+
+int main(int, char** arguments) {
+    const char* name = arguments[1];
+    emulation::order = static_cast<emulation::Order>(arguments[2][0] - '0');
+    std::vector<double> out(128);
+    const auto is = [&](const char* other) { return std::strcmp(name, other) == 0; };
+    const auto run = [&](auto kernel, int threads, std::size_t shared, auto... more) {
+        return launch(kernel, Grid{1, 1}, threads, shared, nullptr, out.data(), more...);
+    };
+    cudaError_t status = cudaSuccess;
+    if (is("reverse")) status = run(reverse, 64, 64 * sizeof(double), true);
+    if (is("reverse without barrier")) status = run(reverse, 64, 64 * sizeof(double), false);
+    if (is("unwritten")) status = run(read_unwritten, 64, 64 * sizeof(double));
+    if (is("beyond shared")) status = run(write_beyond_shared, 64, 64 * sizeof(double));
+    if (is("beyond output")) status = run(write_beyond_output, 128, 0);
+    if (is("half at barrier")) status = run(half_at_barrier, 64, 0);
+    if (is("two barriers")) status = run(two_barriers, 64, 0);
+    if (is("barrier against collective")) status = run(barrier_against_collective, 64, 0);
+    if (is("lane missing")) status = run(lane_missing, 64, 0);
+    if (is("different collectives")) status = run(different_collectives, 64, 0);
+    if (is("partial mask")) status = run(partial_mask, 64, 0);
+    if (is("shuffles")) status = run(shuffles, 64, 0);
+    if (is("product")) status = run(product, 32, 0);
+    if (is("ranks")) status = run(ranks, 64, 0);
+    if (is("too many threads")) status = run(read_unwritten, 1025, 0);
+    if (is("too much shared memory")) status = run(read_unwritten, 1, 228 * 1024);
+    if (is("much shared memory")) status = run(read_unwritten, 1, 100 * 1024);
+    if (status != cudaSuccess) return std::printf("error %d\n", status), 0;
+    for (const double value : out) std::printf("%.17g\n", value);
+}
