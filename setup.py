@@ -39,7 +39,12 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DCMAKE_INSTALL_PREFIX={target.parent}",
         ]  # fmt: skip
-        for name in ("TRANSFEROPS_CUDA", "TRANSFEROPS_CUDA_ARCHITECTURES", "TRANSFEROPS_WERROR", "TRANSFEROPS_SANITIZE"):
+        for name in (
+            "TRANSFEROPS_CUDA",
+            "TRANSFEROPS_CUDA_ARCHITECTURES",
+            "TRANSFEROPS_WERROR",
+            "TRANSFEROPS_SANITIZE",
+        ):
             if name in os.environ:
                 arguments.append(f"-D{name}={os.environ[name]}")
         # cmake and ninja from this Python's environment first, whether or not it is activated.
@@ -53,9 +58,13 @@ class CMakeBuild(build_ext):
             try:
                 subprocess.run(command, check=True, env={**os.environ, "PATH": path})
             except FileNotFoundError:
-                raise SystemExit(f"transferops: cmake is missing. Run: {sys.executable} -m pip install cmake ninja") from None
+                raise SystemExit(
+                    f"transferops: cmake is missing. Run: {sys.executable} -m pip install cmake ninja"
+                ) from None
             except subprocess.CalledProcessError as error:
-                raise SystemExit(f"transferops: the build failed (exit {error.returncode}); the reason is above.") from None
+                raise SystemExit(
+                    f"transferops: the build failed (exit {error.returncode}); the reason is above."
+                ) from None
 
 
 setup(ext_modules=[Extension("transferops._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,8 +1,8 @@
 """H-score and its regularised form against what a user would pick instead.
 
-Peers: the published formula in NumPy as anyone would write it (pseudo-inverse of the covariance, covariance of the class
-means repeated per sample, as in the reference code of the papers and in tllib), its regularised form with scikit-learn's
-Ledoit-Wolf covariance, and transformer-ranker 0.2.0, whose HScore is the regularised score.
+Peers: the published formula in NumPy as anyone would write it (pseudo-inverse of the covariance, covariance of the
+class means repeated per sample, as in the papers' reference code and in tllib), its regularised form with
+scikit-learn's Ledoit-Wolf covariance, and transformer-ranker 0.2.0, whose HScore is the regularised score.
 
 Floor: the N D^2 operations of the symmetric product and the D^3 / 3 of a Cholesky factorisation (N and D exchanged for
 N < D), at this machine's measured float32 matrix-product rate.

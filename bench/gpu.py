@@ -1,15 +1,18 @@
 """GPU benchmarks: CUDA events, median, inputs several times the L2, random data. Called by bench/gpu.sh.
 
-Each op stands against the best composition of torch calls that a skilled user would write, in the same run, and against
-its floor: bytes over the measured copy bandwidth or operations over the measured float64 matrix rate, the larger.
+Each op stands against the composition of torch calls that a skilled user would write, in the same run, and its floor:
+bytes over the measured copy bandwidth or operations over the measured float64 matrix rate, the larger. Errors are
+relative, in the Frobenius norm, to float64 on the GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from run import environment
@@ -34,6 +37,16 @@ def median_milliseconds(call: Callable[[], object], repeats: int = 30) -> float:
     return sorted(times)[len(times) // 2]
 
 
+def peak_mebibytes(call: Callable[[], object]) -> float:
+    """Most device memory allocated during a call, beyond what was allocated before it."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def copy_bandwidth() -> float:
     """Bytes per second of a large device-to-device copy, read and written counted."""
     source = torch.randn(1 << 30, device="cuda")
@@ -48,24 +61,118 @@ def matrix_rate(dtype: torch.dtype) -> float:
     return 2 * size**3 / median_milliseconds(lambda: left @ right, 10) * 1e3
 
 
-def torch_class_moments(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Float32 composition: centre, one product, index_add."""
-    centred = features - features.mean(0)
-    sums = torch.zeros(classes, features.shape[1], device="cuda").index_add_(0, labels, centred)
-    return centred.T @ centred, sums
+@dataclass
+class Case:
+    """One op on one input: calls that return what is compared, and the work that cannot be avoided."""
+
+    name: str
+    sizes: dict[str, int]
+    ours: Callable[[], Tensor]
+    theirs: Callable[[], Tensor]
+    reference: Callable[[], Tensor]
+    bytes_moved: int
+    operations: float
 
 
-def relative_error(value: Tensor, reference: Tensor) -> float:
-    return float((value.double() - reference).norm() / reference.norm())
+def class_moments_case(samples: int, dim: int, classes: int) -> Case:
+    features = torch.randn(samples, dim, device="cuda") + 1
+    labels = torch.randint(classes, (samples,), device="cuda")
+
+    def theirs() -> Tensor:
+        centred = features - features.mean(0)
+        torch.zeros(classes, dim, device="cuda").index_add_(0, labels, centred)
+        return centred.T @ centred
+
+    def reference() -> Tensor:
+        centred = features.double() - features.double().mean(0)
+        return centred.T @ centred
+
+    return Case(
+        "class_moments",
+        {"N": samples, "D": dim, "C": classes},
+        lambda: ops.class_moments(features, labels, classes, validate=False).gram,
+        theirs,
+        reference,
+        2 * features.nbytes,
+        float(samples) * dim * dim,
+    )
 
 
-def peak_mebibytes(call: Callable[[], object]) -> float:
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
+def norm_moments_case(samples: int, dim: int) -> Case:
+    features = torch.randn(samples, dim, device="cuda") + 1
+    shift = features.double().mean(0)
+
+    def composed(x: Tensor, mean: Tensor) -> Tensor:
+        centred = x - mean
+        norm = centred.square().sum(1)
+        return torch.cat([norm @ centred, norm.square().sum().unsqueeze(0)])
+
+    def ours() -> Tensor:
+        moments = ops.norm_moments(features, shift, validate=False)
+        return torch.cat([moments.cubic, moments.quartic.unsqueeze(0)])
+
+    return Case(
+        "norm_moments",
+        {"N": samples, "D": dim},
+        ours,
+        lambda: composed(features, shift.float()),
+        lambda: composed(features.double(), shift),
+        features.nbytes,
+        0.0,
+    )
+
+
+def sample_gram_case(samples: int, dim: int) -> Case:
+    features = torch.randn(samples, dim, device="cuda") + 1
+
+    def composed(x: Tensor) -> Tensor:
+        centred = x - x.mean(0)
+        return centred @ centred.T
+
+    return Case(
+        "sample_gram",
+        {"N": samples, "D": dim},
+        lambda: ops.sample_gram(features, validate=False).gram,
+        lambda: composed(features),
+        lambda: composed(features.double()),
+        2 * features.nbytes,
+        float(samples) ** 2 * dim,
+    )
+
+
+def cases() -> Iterator[Case]:
+    for samples, dim, classes in ((1_000_000, 512, 100), (1_000_000, 2048, 1000), (100_000, 4096, 1000)):
+        yield class_moments_case(samples, dim, classes)
+        yield norm_moments_case(samples, dim)
+    yield sample_gram_case(4000, 32768)
+
+
+def measure(case: Case, bandwidth: float, rate: float) -> dict[str, Any]:
+    """One row of the report."""
+    reference = case.reference()
+    errors = {
+        name: float((call().double() - reference).norm() / reference.norm())
+        for name, call in (("ours", case.ours), ("torch", case.theirs))
+    }
+    del reference
+    ours, theirs = median_milliseconds(case.ours), median_milliseconds(case.theirs)
+    floor = max(case.bytes_moved / bandwidth, case.operations / rate) * 1e3
+    return {
+        "name": case.name,
+        "sizes": case.sizes,
+        "milliseconds": {"ours": ours, "torch": theirs},
+        "times_faster": theirs / ours,
+        "floor_milliseconds": floor,
+        "times_floor": ours / floor,
+        "error": errors,
+        "mebibytes": {"ours": peak_mebibytes(case.ours), "torch": peak_mebibytes(case.theirs)},
+    }
+
+
+def h_score_milliseconds(samples: int, dim: int, classes: int, regularized: bool) -> float:
+    features = torch.randn(samples, dim, device="cuda")
+    labels = torch.randint(classes, (samples,), device="cuda")
+    return median_milliseconds(lambda: h_score(features, labels, regularized), 10)
 
 
 def main() -> None:
@@ -75,99 +182,30 @@ def main() -> None:
     arguments = parser.parse_args()
 
     bandwidth = copy_bandwidth()
-    rates = {str(dtype).removeprefix("torch."): matrix_rate(dtype) for dtype in (torch.float64, torch.float32, torch.bfloat16)}
-    rows = []
-
-    def row(name: str, sizes: dict[str, int], ours: Callable[[], object], theirs: Callable[[], object], moved: int, operations: float, error: float, their_error: float) -> None:
-        milliseconds, other = median_milliseconds(ours), median_milliseconds(theirs)
-        floor = max(moved / bandwidth, operations / rates["float64"]) * 1e3
-        rows.append(
-            {
-                "name": name,
-                "sizes": sizes,
-                "milliseconds": milliseconds,
-                "torch_milliseconds": other,
-                "times_faster": other / milliseconds,
-                "floor_milliseconds": floor,
-                "times_floor": milliseconds / floor,
-                "error": error,
-                "torch_error": their_error,
-                "mebibytes": peak_mebibytes(ours),
-                "torch_mebibytes": peak_mebibytes(theirs),
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
-
-    for samples, dim, classes in ((1_000_000, 512, 100), (1_000_000, 2048, 1000), (100_000, 4096, 1000)):
-        features = torch.randn(samples, dim, device="cuda") + 1
-        labels = torch.randint(classes, (samples,), device="cuda")
-        centred = features.double() - features.double().mean(0)
-        reference = centred.T @ centred
-        del centred
-        row(
-            "class_moments",
-            {"N": samples, "D": dim, "C": classes},
-            lambda: ops.class_moments(features, labels, classes, validate=False),
-            lambda: torch_class_moments(features, labels, classes),
-            2 * features.nbytes,
-            float(samples) * dim * dim,
-            relative_error(ops.class_moments(features, labels, classes).gram, reference),
-            relative_error(torch_class_moments(features, labels, classes)[0], reference),
-        )
-        shift = features.double().mean(0)
-
-        def torch_norm_moments() -> tuple[Tensor, Tensor]:
-            y = features - shift.float()
-            norm = y.square().sum(1)
-            return norm @ y, norm.square().sum()
-
-        cubic = ops.norm_moments(features, shift).cubic
-        row(
-            "norm_moments",
-            {"N": samples, "D": dim},
-            lambda: ops.norm_moments(features, shift, validate=False),
-            torch_norm_moments,
-            features.nbytes,
-            0.0,
-            0.0,
-            relative_error(torch_norm_moments()[0], cubic),
-        )
-    features = torch.randn(4000, 32768, device="cuda") + 1
-    centred = features.double() - features.double().mean(0)
-    reference = centred @ centred.T
-
-    def torch_sample_gram() -> Tensor:
-        y = features - features.mean(0)
-        return y @ y.T
-
-    row(
-        "sample_gram",
-        {"N": 4000, "D": 32768},
-        lambda: ops.sample_gram(features, validate=False),
-        torch_sample_gram,
-        2 * features.nbytes,
-        4000.0**2 * 32768,
-        relative_error(ops.sample_gram(features).gram, reference),
-        relative_error(torch_sample_gram(), reference),
-    )
-
-    features = torch.randn(100_000, 1024, device="cuda")
-    labels = torch.randint(100, (100_000,), device="cuda")
-    scores = {
-        f"regularized={regularized}": median_milliseconds(lambda r=regularized: h_score(features, labels, r), 10)  # type: ignore[misc]
-        for regularized in (False, True)
+    rates = {
+        str(dtype).removeprefix("torch."): matrix_rate(dtype)
+        for dtype in (torch.float64, torch.float32, torch.bfloat16)
     }
+    rows = []
+    for case in cases():
+        rows.append(measure(case, bandwidth, rates["float64"]))
+        print(json.dumps(rows[-1]), flush=True)
+        del case
+        torch.cuda.empty_cache()
     steps = dict(line.split("=") for line in arguments.steps.read_text().split()) if arguments.steps else {}
+    gpu = torch.cuda.get_device_name()
     report = {
-        "environment": environment() | {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda},
+        "environment": environment() | {"gpu": gpu, "cuda": torch.version.cuda},
         "steps_exit_status": {name: int(code) for name, code in steps.items()},
         "copy_bytes_per_second": bandwidth,
         "matrix_operations_per_second": rates,
         "benchmarks": rows,
-        "h_score_milliseconds": {"N=100000, D=1024, C=100": scores},
+        "h_score_milliseconds N=100000 D=1024 C=100": {
+            name: h_score_milliseconds(100_000, 1024, 100, regularized)
+            for name, regularized in (("plain", False), ("regularized", True))
+        },
     }
-    name = torch.cuda.get_device_name().lower().replace(" ", "-")
-    target = arguments.output / f"gpu-{name}.json"
+    target = arguments.output / f"gpu-{gpu.lower().replace(' ', '-')}.json"
     target.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written: {target.name}")
 

@@ -63,7 +63,13 @@ def sgemm_rate() -> float:
 
 
 def compare(
-    benchmark: Any, ours: Contender, peers: dict[str, Contender], *, floor: float, sizes: dict[str, int], values: dict[str, float]
+    benchmark: Any,
+    ours: Contender,
+    peers: dict[str, Contender],
+    *,
+    floor: float,
+    sizes: dict[str, int],
+    values: dict[str, float],
 ) -> None:
     """Record one row: our time and memory, every peer's, the ratio to the best peer, and the floor.
 

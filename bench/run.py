@@ -39,7 +39,9 @@ def commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "csrc", "transferops") else "")
+    return git("rev-parse", "--short", "HEAD") + (
+        "+changes" if git("status", "--porcelain", "--", "csrc", "transferops") else ""
+    )
 
 
 def environment() -> dict[str, Any]:
@@ -60,9 +62,11 @@ def markdown(report: dict[str, Any]) -> str:
     env = report["environment"]
     lines = [
         f"Measured {env['date']} at commit {env['commit']} on {env['processor']}, {env['threads']} threads, "
-        f"torch {env['torch']}. Times are minima of interleaved calls in one run; memory is the growth of the resident set.",
+        f"torch {env['torch']}. Times are minima of interleaved calls in one run; memory is the growth of the resident "
+        "set.",
         "",
-        "| benchmark | sizes | ours, s | best peer, s | times faster | floor, s | times floor | ours, MiB | peer, MiB | on record |",
+        "| benchmark | sizes | ours, s | best peer, s | times faster | floor, s | times floor | ours, MiB | peer, MiB "
+        "| on record |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report["benchmarks"]:
@@ -90,12 +94,21 @@ def markdown(report: dict[str, Any]) -> str:
 def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
-        command = [sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "bench" / "pytest.ini"), f"--benchmark-json={raw}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-c",
+            str(ROOT / "bench" / "pytest.ini"),
+            f"--benchmark-json={raw}",
+        ]
         code = subprocess.run([*command, *(arguments or [str(ROOT / "bench")])], cwd=ROOT / "bench").returncode
         if code:
             return code
         rows = [
-            {"name": row["name"].removeprefix("test_"), **row["extra_info"]} for row in json.loads(raw.read_text())["benchmarks"]
+            {"name": row["name"].removeprefix("test_"), **row["extra_info"]}
+            for row in json.loads(raw.read_text())["benchmarks"]
         ]
     report = {"environment": environment(), "benchmarks": rows}
     target = ROOT / "bench" / "results" / f"cpu-{torch.get_num_threads()}-threads"

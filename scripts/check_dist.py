@@ -1,4 +1,4 @@
-"""Checks that the sdist holds every tracked source, and the wheel the package with its compiled module and nothing else.
+"""Checks that the sdist holds every tracked source, and the wheel the package with its compiled module only.
 
 Usage: python scripts/check_dist.py dist
 """

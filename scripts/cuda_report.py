@@ -127,15 +127,11 @@ def find_problems(kernels: list[Kernel], budgets: dict[str, dict[str, dict[str, 
                 problems.append(f"{label} has {count} {key}, expected at least {budget[key]}")
     found = {(kernel.file, kernel.name) for kernel in kernels}
     for file, names in budgets.items():
-        problems += [
-            f"{file}: {name} has a budget but does not exist" for name in names if (file, name) not in found
-        ]
+        problems += [f"{file}: {name} has a budget but does not exist" for name in names if (file, name) not in found]
     return problems
 
 
-def markdown(
-    kernels: list[Kernel], budgets: dict[str, dict[str, dict[str, int]]], problems: list[str]
-) -> str:
+def markdown(kernels: list[Kernel], budgets: dict[str, dict[str, dict[str, int]]], problems: list[str]) -> str:
     columns = ["file", "kernel", "registers", "budget", "stack", "spills", "DMMA", "LDG.E.128", "LDL/STL"]
     lines = ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
     for k in kernels:
@@ -145,15 +141,11 @@ def markdown(
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     if all(kernel.dmma is None for kernel in kernels):
         lines += ["", "Instruction counts are not available: no cuobjdump."]
-    return "\n".join(
-        [*lines, "", *(f"- **{problem}**" for problem in problems or ["within all budgets"]), ""]
-    )
+    return "\n".join([*lines, "", *(f"- **{problem}**" for problem in problems or ["within all budgets"]), ""])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, help="write the report here, as .json or .md")
     parser.add_argument("--budgets", type=Path, default=KERNELS / "budgets.json")
     options = parser.parse_args(arguments)
@@ -163,9 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     budgets = json.loads(options.budgets.read_text())
     cuobjdump = find_cuobjdump()
-    kernels = [
-        kernel for source in sorted(KERNELS.glob("*.cu")) for kernel in compile_kernels(source, cuobjdump)
-    ]
+    kernels = [kernel for source in sorted(KERNELS.glob("*.cu")) for kernel in compile_kernels(source, cuobjdump)]
     problems = find_problems(kernels, budgets)
     report = markdown(kernels, budgets, problems)
     print(report)

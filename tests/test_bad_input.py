@@ -1,4 +1,4 @@
-"""Malformed calls of the ops and scores, each with its exact message. (Other parts keep such tables in their own tests.)"""
+"""Malformed calls of the ops and scores, each with its exact message. (Other parts keep tables in their own tests.)"""
 
 from __future__ import annotations
 

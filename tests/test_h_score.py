@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -18,7 +19,11 @@ CLASSES = 6
 
 
 def problem(
-    samples: int = 800, dim: int = 20, classes: int = CLASSES, dtype: torch.dtype = torch.float64, seed: int = 0
+    samples: int = 800,
+    dim: int = 20,
+    classes: int = CLASSES,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Class means one standard deviation apart, features mixed by a random matrix."""
     generator = torch.Generator().manual_seed(seed)
@@ -87,9 +92,7 @@ def test_merging_in_any_order_equals_one_pass(samples: int, regularized: bool) -
         warnings.simplefilter("ignore")
         want = h_score(features, labels, regularized)
     for _ in range(4):
-        parts = [
-            HScore(regularized).update(features[a:b], labels[a:b]) for a, b in zip(bounds, bounds[1:])
-        ]
+        parts = [HScore(regularized).update(features[a:b], labels[a:b]) for a, b in itertools.pairwise(bounds)]
         rng.shuffle(parts)
         total = HScore(regularized)
         for part in parts:
@@ -204,7 +207,9 @@ def test_never_above_its_bound() -> None:
     """Random problems, many near-degenerate: 0 <= H <= min(rank, C - 1)."""
     generator = torch.Generator().manual_seed(0)
     for trial in range(60):
-        samples, dim, classes = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((3, 60), (1, 40), (2, 9)))
+        samples, dim, classes = (
+            int(torch.randint(low, high, (), generator=generator)) for low, high in ((3, 60), (1, 40), (2, 9))
+        )
         rank = int(torch.randint(1, dim + 1, (), generator=generator))
         low_rank = torch.randn(samples, rank, generator=generator) @ torch.randn(rank, dim, generator=generator)
         labels = torch.arange(samples) % classes
@@ -242,7 +247,14 @@ def test_constant_features_are_zero_with_a_warning() -> None:
     for samples in (800, 3):
         for regularized in (False, True):
             with pytest.warns(ScoreWarning, match="every feature is constant"):
-                assert h_score(torch.full((samples, 5), 2.5), labels[:samples] * 0 + torch.arange(samples) % 2, regularized) == 0
+                assert (
+                    h_score(
+                        torch.full((samples, 5), 2.5),
+                        labels[:samples] * 0 + torch.arange(samples) % 2,
+                        regularized,
+                    )
+                    == 0
+                )
 
 
 def test_any_integer_labels() -> None:
@@ -298,7 +310,9 @@ def test_refused_batch_changes_nothing() -> None:
         want = score.details()
         bad = features[:rows].clone()
         bad[rows - 1, 3] = math.nan
-        with pytest.raises(ValueError, match=rf"features: expected finite values, got nan at position \[{rows - 1}, 3\]"):
+        with pytest.raises(
+            ValueError, match=rf"features: expected finite values, got nan at position \[{rows - 1}, 3\]"
+        ):
             score.update(bad, labels[:rows])
         assert score.details() == want
 

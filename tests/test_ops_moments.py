@@ -12,11 +12,28 @@ from transferops import _C, ops
 
 EPS = torch.finfo(torch.float64).eps
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-SHAPES = [(1, 1), (2, 1), (1, 5), (7, 3), (33, 8), (64, 24), (65, 25), (257, 7), (300, 193), (1030, 49), (40, 400)]
+SHAPES = [
+    (1, 1),
+    (2, 1),
+    (1, 5),
+    (7, 3),
+    (33, 8),
+    (64, 24),
+    (65, 25),
+    (257, 7),
+    (300, 193),
+    (1030, 49),
+    (40, 400),
+]
 
 
 def labelled(
-    samples: int, dim: int, classes: int = 5, dtype: torch.dtype = torch.float32, offset: float = 0.0, sets: tuple[int, ...] = ()
+    samples: int,
+    dim: int,
+    classes: int = 5,
+    dtype: torch.dtype = torch.float32,
+    offset: float = 0.0,
+    sets: tuple[int, ...] = (),
 ) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(samples * 1000 + dim)
     features = torch.randn(*sets, samples, dim, generator=generator, dtype=torch.float64) + offset
@@ -155,7 +172,10 @@ def test_result_does_not_depend_on_threads() -> None:
             rows = []
             for samples, dim in ((5000, 20), (700, 500), (3000, 64)):
                 features, labels = labelled(samples, dim)
-                rows += [*ops.class_moments(features, labels, 5), *ops.norm_moments(features, torch.zeros(dim).double())]
+                rows += [
+                    *ops.class_moments(features, labels, 5),
+                    *ops.norm_moments(features, torch.zeros(dim).double()),
+                ]
                 rows.append(ops.sample_gram(features[:300]).gram)
             results.append(rows)
     finally:
@@ -174,9 +194,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
     # The last check adds up all outputs in place, which fails when the first is an integer tensor and a gradient is
     # wanted; test_gradients_under_compile covers that case.
     class_moments_checks = checks[:3] if features.requires_grad else checks
-    torch.library.opcheck(
-        torch.ops.transferops.class_moments, (features, labels, 5), test_utils=class_moments_checks
-    )
+    torch.library.opcheck(torch.ops.transferops.class_moments, (features, labels, 5), test_utils=class_moments_checks)
     torch.library.opcheck(torch.ops.transferops.sample_gram, (features,))
     torch.library.opcheck(torch.ops.transferops.norm_moments, (features, shift))
     torch.library.opcheck(torch.ops.transferops.class_moments, (features.detach().expand(3, 12, 5), labels, 5))
@@ -293,7 +311,10 @@ def test_gpu_agrees_with_cpu(samples: int, dim: int, dtype: torch.dtype) -> None
     assert torch.equal(got.counts.cpu(), want.counts)
     assert ((got.gram.cpu() - want.gram).abs() <= gram_bound(centred, centred, spread)).all()
     assert ((got.sums.cpu() - want.sums).abs() <= 4 * (samples + 3) ** 2 * EPS * spread).all()
-    norms, gpu_norms = ops.norm_moments(features, want.shift), ops.norm_moments(features.cuda(), want.shift.cuda())
+    norms, gpu_norms = (
+        ops.norm_moments(features, want.shift),
+        ops.norm_moments(features.cuda(), want.shift.cuda()),
+    )
     bound = 4 * (samples + dim + 4) * EPS
     assert abs(gpu_norms.quartic.cpu() - norms.quartic) <= bound * norms.quartic
     assert (gpu_norms.cubic.cpu() - norms.cubic).abs().max() <= bound * (centred.norm(dim=1) ** 3).sum()

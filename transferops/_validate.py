@@ -29,7 +29,7 @@ def describe(value: Any) -> str:
 
 
 def as_tensor(argument: str, value: Any) -> torch.Tensor:
-    """Return ``value`` as a tensor: tensors as they are, NumPy and other DLPack arrays without a copy where possible."""
+    """Return ``value`` as a tensor: tensors as they are, NumPy and other DLPack arrays uncopied if possible."""
     if isinstance(value, torch.Tensor):
         return value
     try:
@@ -38,7 +38,7 @@ def as_tensor(argument: str, value: Any) -> torch.Tensor:
             plain = value.flags.writeable and all(stride >= 0 for stride in value.strides)
             return torch.from_numpy(value if plain else value.copy())
         if hasattr(value, "__dlpack__"):
-            return torch.from_dlpack(value)
+            return torch.utils.dlpack.from_dlpack(value)
     except (TypeError, RuntimeError, BufferError) as error:
         fail(argument, "a torch.Tensor, NumPy array or DLPack array", f"{describe(value)} ({error})", TypeError)
     return fail(argument, "a torch.Tensor, NumPy array or DLPack array", describe(value), TypeError)

@@ -25,8 +25,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments(Tensor features, Tensor
     const auto* label = static_cast<const std::int64_t*>(labels.data_ptr());
     for (std::int64_t n = 0; n < x.rows; ++n)
         if (label[n] < 0 || label[n] >= num_classes)
-            fail("labels: expected ", num_classes, " classes 0..", num_classes - 1, ", got ", label[n],
-                 " at position ", n);
+            fail("labels: expected ", num_classes, " classes 0..", num_classes - 1, ", got ", label[n], " at position ",
+                 n);
 
     Tensor counts = torch::stable::new_empty(labels, {num_classes});
     Tensor sums = x.new_float64({num_classes, x.columns});
@@ -38,10 +38,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments(Tensor features, Tensor
     dispatch_floating("features", features.scalar_type(), [&](auto* null) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
         for (std::int64_t set = 0; set < x.sets; ++set)
-            cpu::class_moments(view_of<T>(x, set), label, num_classes, count,
-                               float64(sums) + set * num_classes * x.columns,
-                               float64(gram) + set * x.columns * x.columns, float64(shift) + set * x.columns,
-                               torch_parallel_for);
+            cpu::class_moments(
+                view_of<T>(x, set), label, num_classes, count, float64(sums) + set * num_classes * x.columns,
+                float64(gram) + set * x.columns * x.columns, float64(shift) + set * x.columns, torch_parallel_for);
     });
     return {counts, sums, gram, shift};
 }

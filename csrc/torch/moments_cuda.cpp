@@ -2,7 +2,6 @@
 //
 // Nothing here waits for the device, so labels are not checked: those out of range count to the first or last class.
 #include "../kernels/cuda/centring.h"
-
 #include "cuda.h"
 #include "moments.h"
 
@@ -27,15 +26,15 @@ struct ClassOrder {
         order = to<Tensor>(stack[1]);
         offsets = torch::stable::new_empty(labels, {classes + 1});
         counts = torch::stable::new_empty(labels, {classes});
-        check_cuda(cuda::class_offsets(int64(sorted), labels.size(0), classes, int64(offsets), int64(counts),
-                                       scope.stream));
+        check_cuda(
+            cuda::class_offsets(int64(sorted), labels.size(0), classes, int64(offsets), int64(counts), scope.stream));
     }
 };
 
 template <class T>
 cuda::FeatureSets<T> sets_of(const FeatureSets& x) {
-    return {static_cast<const T*>(x.tensor.data_ptr()), x.sets, x.rows, x.columns, x.tensor.stride(0),
-            x.tensor.stride(1)};
+    return {
+        static_cast<const T*>(x.tensor.data_ptr()), x.sets, x.rows, x.columns, x.tensor.stride(0), x.tensor.stride(1)};
 }
 
 // The kernels want contiguous columns; other layouts are copied.
@@ -71,8 +70,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments(Tensor features, Tensor
     dispatch_floating("features", features.scalar_type(), [&](auto* null) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
         centred_class_sums<T>(x, rows, num_classes, sums, shift, scope);
-        check_cuda(cuda::gram(sets_of<T>(x), float64(shift), float64(gram), scratch.data(), multiprocessors,
-                              scope.stream));
+        check_cuda(
+            cuda::gram(sets_of<T>(x), float64(shift), float64(gram), scratch.data(), multiprocessors, scope.stream));
     });
     return {rows.counts, sums, gram, shift};
 }

@@ -42,11 +42,16 @@ inline std::string shape_of(const Tensor& tensor) {
 template <class Body>
 void dispatch_floating(const char* argument, ScalarType dtype, const Body& body) {
     switch (dtype) {
-        case ScalarType::Float: return body(static_cast<const float*>(nullptr));
-        case ScalarType::Double: return body(static_cast<const double*>(nullptr));
-        case ScalarType::Half: return body(static_cast<const float16*>(nullptr));
-        case ScalarType::BFloat16: return body(static_cast<const bfloat16*>(nullptr));
-        default: fail(argument, ": expected float32, float64, float16 or bfloat16, got another dtype");
+        case ScalarType::Float:
+            return body(static_cast<const float*>(nullptr));
+        case ScalarType::Double:
+            return body(static_cast<const double*>(nullptr));
+        case ScalarType::Half:
+            return body(static_cast<const float16*>(nullptr));
+        case ScalarType::BFloat16:
+            return body(static_cast<const bfloat16*>(nullptr));
+        default:
+            fail(argument, ": expected float32, float64, float16 or bfloat16, got another dtype");
     }
 }
 

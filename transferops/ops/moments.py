@@ -1,7 +1,7 @@
 """First and second moments of labelled features: what the H-score and its kin are made of.
 
-Everything is accumulated and returned in float64, whatever the dtype of the features; float16 and bfloat16 are converted
-before they are subtracted or multiplied. Results do not depend on the number of threads and are the same in every run.
+Everything is accumulated and returned in float64, whatever the dtype of the features, which are converted before they
+are subtracted or multiplied. Results do not depend on the number of threads and are the same in every run.
 """
 
 from __future__ import annotations
@@ -152,21 +152,21 @@ def norm_moments(features: Tensor | Any, shift: Tensor | Any, *, validate: bool 
 
 
 def _check_features(features: Any) -> Tensor:
-    features = as_tensor("features", features)
-    if features.dtype not in _FLOATING:
-        fail("features", "float32, float64, float16 or bfloat16", describe(features), TypeError)
-    if features.dim() < 2:
-        fail("features", "shape [..., N, D]", describe(features))
-    return features
+    tensor = as_tensor("features", features)
+    if tensor.dtype not in _FLOATING:
+        fail("features", "float32, float64, float16 or bfloat16", describe(tensor), TypeError)
+    if tensor.dim() < 2:
+        fail("features", "shape [..., N, D]", describe(tensor))
+    return tensor
 
 
 def _check_labels(labels: Any) -> Tensor:
-    labels = as_tensor("labels", labels)
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        fail("labels", "integers", describe(labels), TypeError)
-    if labels.dim() != 1:
-        fail("labels", "shape [N]", describe(labels))
-    return labels.long()
+    tensor = as_tensor("labels", labels)
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        fail("labels", "integers", describe(tensor), TypeError)
+    if tensor.dim() != 1:
+        fail("labels", "shape [N]", describe(tensor))
+    return tensor.long()
 
 
 def _check_same_device(argument: str, value: Tensor, features: Tensor) -> None:
@@ -201,8 +201,7 @@ def _check_finite(features: Tensor, *sums: Tensor) -> None:
 # Shapes and dtypes without data, for torch.compile and torch.export.
 
 
-@torch.library.register_fake("transferops::class_moments")
-def _(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_class_moments(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *leading, _, dim = features.shape
     return (
         labels.new_empty([num_classes]),
@@ -212,8 +211,7 @@ def _(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tenso
     )
 
 
-@torch.library.register_fake("transferops::sample_gram")
-def _(features: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_sample_gram(features: Tensor) -> tuple[Tensor, Tensor]:
     *leading, samples, dim = features.shape
     return (
         features.new_empty([*leading, samples, samples], dtype=torch.float64),
@@ -221,8 +219,7 @@ def _(features: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-@torch.library.register_fake("transferops::norm_moments")
-def _(features: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_norm_moments(features: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     *leading, _, dim = features.shape
     return (
         features.new_empty([*leading, dim], dtype=torch.float64),
@@ -258,7 +255,8 @@ def _save_sample_gram(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, .
 
 def _sample_gram_backward(ctx: Any, grad_gram: Tensor, grad_shift: Tensor) -> Tensor:
     """d K = dy y^T + y dy^T with dy = dx - d shift, d shift = mean dx."""
-    features, shift = ctx.saved_tensors
+    saved: tuple[Tensor, Tensor] = ctx.saved_tensors
+    features, shift = saved
     grad = (grad_gram + grad_gram.mT) @ (features.double() - shift.unsqueeze(-2))
     grad = grad - grad.mean(-2, keepdim=True) + grad_shift.unsqueeze(-2) / max(features.shape[-2], 1)
     return grad.to(features.dtype)
@@ -270,7 +268,8 @@ def _save_norm_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _norm_moments_backward(ctx: Any, grad_cubic: Tensor, grad_quartic: Tensor) -> tuple[Tensor, Tensor]:
     """With r = |y|^2: d(r y) = r dy + 2 (y . dy) y and d r^2 = 4 r y . dy."""
-    features, shift = ctx.saved_tensors
+    saved: tuple[Tensor, Tensor] = ctx.saved_tensors
+    features, shift = saved
     centred = features.double() - shift.unsqueeze(-2)
     norm = centred.square().sum(-1, keepdim=True)
     along = (centred * grad_cubic.unsqueeze(-2)).sum(-1, keepdim=True)
@@ -278,12 +277,10 @@ def _norm_moments_backward(ctx: Any, grad_cubic: Tensor, grad_quartic: Tensor) -
     return grad.to(features.dtype), -grad.sum(-2)
 
 
-torch.library.register_autograd(
-    "transferops::class_moments", _class_moments_backward, setup_context=_save_class_moments
-)
-torch.library.register_autograd(
-    "transferops::sample_gram", _sample_gram_backward, setup_context=_save_sample_gram
-)
-torch.library.register_autograd(
-    "transferops::norm_moments", _norm_moments_backward, setup_context=_save_norm_moments
-)
+for _name, _fake, _backward, _save in (
+    ("class_moments", _fake_class_moments, _class_moments_backward, _save_class_moments),
+    ("sample_gram", _fake_sample_gram, _sample_gram_backward, _save_sample_gram),
+    ("norm_moments", _fake_norm_moments, _norm_moments_backward, _save_norm_moments),
+):
+    torch.library.register_fake(f"transferops::{_name}", _fake)
+    torch.library.register_autograd(f"transferops::{_name}", _backward, setup_context=_save)

@@ -5,8 +5,8 @@ Task Transfer Learning"; arXiv 2212.10082]. With X the centred features and P_X,
 features and of the class indicators, H = tr(P_X P_Y) [derived]: the sum of squared canonical correlations. So
 0 <= H <= min(rank X, C - 1), and H does not change under any invertible affine map of the features.
 
-The regularised form [paper: Ibrahim, Ponomareva and Mazumder, arXiv 2110.06893] shrinks the covariance toward a multiple
-of the identity by the rule of Ledoit and Wolf (2004). It is not invariant to the scale of single features.
+The regularised form [paper: Ibrahim, Ponomareva and Mazumder, arXiv 2110.06893] shrinks the covariance toward a
+multiple of the identity by the rule of Ledoit and Wolf (2004). It is not invariant to the scale of single features.
 """
 
 from __future__ import annotations
@@ -215,8 +215,8 @@ class HScore:
             return self._constant_features(samples, dimension, classes)
         value = float((vectors[:, kept].mT @ indicator).square().sum())
         caveat = (
-            f"h_score: {samples} samples of {dimension} features span the whole sample space (rank {rank}), so the plain "
-            f"score is {min(classes - 1, rank)} or close to it for any features and says nothing; "
+            f"h_score: {samples} samples of {dimension} features span the whole sample space (rank {rank}), so the "
+            f"plain score is {min(classes - 1, rank)} or close to it for any features and says nothing; "
             "use regularized=True or more samples"
         )
         return self._plain(_Solution(value, rank, "samples", caveat), samples, dimension, classes)
@@ -234,9 +234,7 @@ class HScore:
                 )
             value = (classes - 1) * (1 - (1 - value / (classes - 1)) * (samples - 1) / freedom)
         chance = (classes - 1) * solution.rank / (samples - 1)
-        return HScoreDetails(
-            value, samples, dimension, classes, solution.rank, None, chance, solution.method, caveat
-        )
+        return HScoreDetails(value, samples, dimension, classes, solution.rank, None, chance, solution.method, caveat)
 
     def _regularized(
         self, solution: _Solution, alpha: float, samples: int, dimension: int, classes: int
@@ -283,9 +281,7 @@ def _clip(value: float, bound: float) -> float:
     return min(max(value, 0.0), bound)
 
 
-def _ledoit_wolf(
-    trace: Tensor, square: Tensor, quartic: Tensor, samples: int, dimension: int
-) -> tuple[float, float]:
+def _ledoit_wolf(trace: Tensor, square: Tensor, quartic: Tensor, samples: int, dimension: int) -> tuple[float, float]:
     """Shrinkage alpha and target sigma = tr S / D, from tr S, ||S||_F^2 and sum_i |x_i|^4 (Ledoit and Wolf, 2004).
 
     alpha = N^-2 sum_i ||x_i x_i^T - S||_F^2 / ||S - sigma I||_F^2, where the sum is sum_i |x_i|^4 - N ||S||_F^2: no

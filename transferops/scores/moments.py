@@ -1,7 +1,7 @@
 """The moments that transferability scores share, over any number of batches, in any order.
 
-:class:`FeatureMoments` is a value: the moments of some samples, which can be merged with those of others by the formulas
-of Chan, Golub and LeVeque (1983). :class:`MomentsAccumulator` collects batches into one.
+:class:`FeatureMoments` is a value: the moments of some samples, which can be merged with those of others by the
+formulas of Chan, Golub and LeVeque (1983). :class:`MomentsAccumulator` collects batches into one.
 """
 
 from __future__ import annotations

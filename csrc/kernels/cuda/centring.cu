@@ -1,8 +1,7 @@
-// Kernels and launchers of centring.h. All are bound by latency or by one read of small arrays; none has been measured on
-// a GPU yet.
+// Kernels and launchers of centring.h. All are bound by latency or by one read of small arrays; none has been measured
+// on a GPU yet.
 
 #include "centring.h"
-
 #include "device.h"
 
 namespace transferops::cuda {
@@ -46,8 +45,8 @@ __global__ void __launch_bounds__(kThreads) first_rows_copy(FeatureSets<T> x, do
     out[index] = x.rows > 0 ? to_double(x.data[set * x.set_stride + column]) : 0.0;
 }
 
-// One thread per column and set, which walks down the classes twice; neighbours read neighbouring columns. 256 threads, at
-// most 48 registers, no shared memory. Floor: sums read twice and written once, 24 C D / 4.3e12 s.
+// One thread per column and set, which walks down the classes twice; neighbours read neighbouring columns. 256 threads,
+// at most 48 registers, no shared memory. Floor: sums read twice and written once, 24 C D / 4.3e12 s.
 __global__ void __launch_bounds__(kThreads)
     recentre_columns(const std::int64_t* counts, std::int64_t sets, std::int64_t rows, std::int64_t classes,
                      std::int64_t columns, double* sums, double* shift) {

@@ -1,12 +1,13 @@
-// The small steps around the moments kernels: where classes begin, the first row as a provisional shift, the column means.
+// The small steps around the moments kernels: where classes begin, the first row as a provisional shift, the column
+// means.
 #pragma once
 
 #include "moments.h"
 
 namespace transferops::cuda {
 
-// offsets [classes + 1]: class c is sorted_labels[offsets[c]] .. sorted_labels[offsets[c + 1] - 1]; counts [classes] their
-// sizes. Labels below 0 or from `classes` on count to the first or the last class, so that every row has one.
+// offsets [classes + 1]: class c is sorted_labels[offsets[c]] .. sorted_labels[offsets[c + 1] - 1]; counts [classes]
+// their sizes. Labels below 0 or from `classes` on count to the first or the last class, so that every row has one.
 cudaError_t class_offsets(const std::int64_t* sorted_labels, std::int64_t rows, std::int64_t classes,
                           std::int64_t* offsets, std::int64_t* counts, cudaStream_t stream);
 
