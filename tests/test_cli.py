@@ -219,14 +219,11 @@ class TestErrors:
             (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device\n"),
             (
                 ModuleNotFoundError("No module named 'clarabel'"),
-                "error: No module named 'clarabel'; install what is missing with: "
-                'pip install "transferops[cli]"\n',
+                "error: No module named 'clarabel'; install what is missing with: pip install \"transferops[cli]\"\n",
             ),
         ],
     )
-    def test_failures(
-        self, bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
-    ) -> None:
+    def test_failures(self, bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str) -> None:
         def fails(*_: object, **__: object) -> None:
             raise error
 

@@ -127,8 +127,7 @@ class TestNpz:
             ),
             (
                 {"a_x": np.zeros((1, 8, 8, 3), np.float32), "a_y": [0]},
-                "a_x: expected uint8 images [N, H, W, C] or features [N, D], "
-                "got float32 of shape [1, 8, 8, 3]",
+                "a_x: expected uint8 images [N, H, W, C] or features [N, D], got float32 of shape [1, 8, 8, 3]",
             ),
             (
                 {"a_x": [[0.5]] * 3, "a_y": [0, 10**12, 1]},
@@ -147,9 +146,7 @@ class TestNpz:
 
     def test_pickled_objects_are_not_loaded(self, tmp_path: Path) -> None:
         path = write_npz(tmp_path / "b.npz", a_x=np.array([[None]], dtype=object), a_y=[0])
-        with pytest.raises(
-            ValueError, match=r"b\.npz: a_x: expected a readable array without pickled objects"
-        ):
+        with pytest.raises(ValueError, match=r"b\.npz: a_x: expected a readable array without pickled objects"):
             load_npz(path)
 
     @pytest.mark.parametrize("kept", [0, 1, 10, 300, -30])
@@ -166,9 +163,7 @@ class TestNpz:
         content = bytearray(path.read_bytes())
         content[200:400] = bytes(200)
         path.write_bytes(content)
-        with pytest.raises(
-            ValueError, match=r"b\.npz: a_x: expected a readable array without pickled objects, got"
-        ):
+        with pytest.raises(ValueError, match=r"b\.npz: a_x: expected a readable array without pickled objects, got"):
             load_npz(path)
 
     def test_text_file_and_single_array(self, tmp_path: Path) -> None:
@@ -177,9 +172,7 @@ class TestNpz:
         with pytest.raises(ValueError, match=r"b\.npz: file: expected a complete \.npz archive"):
             load_npz(text)
         np.save(tmp_path / "b.npy", np.zeros(3))
-        with pytest.raises(
-            ValueError, match=r"expected an \.npz archive of several arrays, got a single \.npy"
-        ):
+        with pytest.raises(ValueError, match=r"expected an \.npz archive of several arrays, got a single \.npy"):
             load_npz(tmp_path / "b.npy")
 
     def test_missing_file(self, tmp_path: Path) -> None:
@@ -226,9 +219,7 @@ class TestFolder:
     def test_undecodable_image_is_named(self, tmp_path: Path, content: bytes) -> None:
         bad = make_tree(tmp_path / "tree") / "photo" / "cat" / "0.png"
         bad.write_bytes(content)
-        with pytest.raises(
-            ValueError, match=exactly(f"data: expected an image, got {bad}, which cannot be decoded")
-        ):
+        with pytest.raises(ValueError, match=exactly(f"data: expected an image, got {bad}, which cannot be decoded")):
             load_folder(tmp_path / "tree")
 
     def test_truncated_image_is_named(self, tmp_path: Path) -> None:
@@ -300,23 +291,17 @@ class TestBundle:
             bundle.choose(target, sources)
 
     def test_one_domain_has_no_source(self) -> None:
-        with pytest.raises(
-            ValueError, match="sources: expected at least one domain beside the target, got none"
-        ):
+        with pytest.raises(ValueError, match="sources: expected at least one domain beside the target, got none"):
             DomainBundle({"a": make_domain("a")}).choose("a")
 
     def test_refuses(self) -> None:
         with pytest.raises(ValueError, match="domains: expected at least one domain, got none"):
             DomainBundle({})
-        with pytest.raises(
-            ValueError, match=r"a\.labels: expected classes below 2, the number of class names, got 2"
-        ):
+        with pytest.raises(ValueError, match=r"a\.labels: expected classes below 2, the number of class names, got 2"):
             DomainBundle({"a": make_domain("a")}, ("x", "y"))
 
     def test_domain_refuses_other_dtypes(self) -> None:
-        with pytest.raises(
-            TypeError, match=r"a\.inputs: expected float32, got a float64 tensor of shape \[1, 1\]"
-        ):
+        with pytest.raises(TypeError, match=r"a\.inputs: expected float32, got a float64 tensor of shape \[1, 1\]"):
             Domain("a", torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.int64))
         with pytest.raises(TypeError, match=r"a\.labels: expected int64, got a int32 tensor"):
             Domain("a", torch.zeros(1, 1), torch.zeros(1, dtype=torch.int32))

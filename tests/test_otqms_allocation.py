@@ -35,9 +35,7 @@ def random_problem(seed: int, spread: float = 6, sources: int | None = None) -> 
     if rng.random() < 0.3:  # one shift common to all sources
         differences += 3 * rng.standard_normal((len(differences), 1))
     per_source = sources if rng.random() < 0.5 else 1
-    differences *= 10 ** rng.uniform(-spread / 2, spread / 2, per_source) / np.linalg.norm(
-        differences, axis=0
-    )
+    differences *= 10 ** rng.uniform(-spread / 2, spread / 2, per_source) / np.linalg.norm(differences, axis=0)
     first, second = rng.integers(0, sources, 2)
     if rng.random() < 0.3:
         differences[:, first] = differences[:, second]
@@ -48,9 +46,7 @@ def random_problem(seed: int, spread: float = 6, sources: int | None = None) -> 
     available = np.round(10 ** rng.uniform(0, rng.choice([1, 3, 6]), sources))
     if rng.random() < 0.3:
         available[rng.integers(0, sources)] = 0
-    return Problem(
-        differences.T @ differences * dimension / target_samples, target_samples, available, dimension
-    )
+    return Problem(differences.T @ differences * dimension / target_samples, target_samples, available, dimension)
 
 
 def cancellation(problem: Problem, solution: Allocation) -> float:
@@ -80,9 +76,7 @@ def test_no_feasible_point_is_better(seed: int) -> None:
     solution = allocate(*problem)
     rng = np.random.default_rng(seed)
     fractions = rng.random((500, problem.source_samples.size)) ** rng.choice([1, 4, 20], (500, 1))
-    points = np.concatenate(
-        [fractions * problem.source_samples, solution.quantities * (1 + 1e-3 * fractions)]
-    )
+    points = np.concatenate([fractions * problem.source_samples, solution.quantities * (1 + 1e-3 * fractions)])
     points = np.minimum(points, problem.source_samples)
     risks = risk(points, problem.gram, problem.target_samples, problem.dimension)
     assert solution.risk <= risks.min() * (1 + 1e-9)
@@ -98,9 +92,9 @@ def paper_grid(problem: Problem, totals: FloatArray) -> float:
     best = float(risk(np.zeros(sources), gram, problem.target_samples, problem.dimension))
     for total in totals:
         bounds = np.concatenate([[1.0], np.zeros(sources), -available / total])
-        alpha = quadprog.solve_qp(
-            (gram + ridge * np.eye(sources)) / scale, np.zeros(sources), constraints, bounds, 1
-        )[0]
+        alpha = quadprog.solve_qp((gram + ridge * np.eye(sources)) / scale, np.zeros(sources), constraints, bounds, 1)[
+            0
+        ]
         quantities = np.clip(alpha * total, 0, available)
         best = min(best, float(risk(quantities, gram, problem.target_samples, problem.dimension)))
     return best
@@ -192,9 +186,7 @@ def test_many_sources() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_takes_tensors(dtype: torch.dtype) -> None:
     differences = torch.randn(5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    gram = (
-        (differences.T @ differences).to(dtype).requires_grad_()
-    )  # singular, in float32 slightly indefinite
+    gram = (differences.T @ differences).to(dtype).requires_grad_()  # singular, in float32 slightly indefinite
     solution = allocate(gram, 20, torch.arange(8), 5)
     reference = allocate((differences.T @ differences).numpy(), 20, range(8), 5)
     assert solution.risk == pytest.approx(reference.risk, rel=1e-10 if dtype is torch.float64 else 1e-5)
@@ -230,9 +222,7 @@ def test_poor_solution_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_solver_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "clarabel", None)
-    with pytest.raises(
-        ImportError, match=r"^allocate: expected the solver Clarabel, got none; run `pip install"
-    ):
+    with pytest.raises(ImportError, match=r"^allocate: expected the solver Clarabel, got none; run `pip install"):
         allocate([[1.0]], 10, [100], 1)
 
 
@@ -288,8 +278,7 @@ GOOD = Problem(np.eye(2), 10, np.array([5.0, 5.0]), 3)
         (
             {"gram": [[4.0, 10.0], [10.0, 4.0]]},
             ValueError,
-            "gram: expected a positive semidefinite matrix, got a smallest eigenvalue of -6 "
-            "(-1.5 at unit diagonal)",
+            "gram: expected a positive semidefinite matrix, got a smallest eigenvalue of -6 (-1.5 at unit diagonal)",
         ),
         (
             {"gram": torch.eye(2, dtype=torch.bfloat16)},

@@ -216,9 +216,7 @@ class TestStrategies:
         assert record.predicted_risk is None
 
     def test_names_are_taken_once(self) -> None:
-        with pytest.raises(
-            ValueError, match=exactly("name: expected a name that is not taken, got 'quantities'")
-        ):
+        with pytest.raises(ValueError, match=exactly("name: expected a name that is not taken, got 'quantities'")):
             register("quantities")
 
     def test_source_models_cost_only_who_uses_them(self) -> None:
@@ -322,8 +320,7 @@ class TestTrainer:
             ),
             (
                 {"sources": {"odd": TensorSamples(torch.zeros(2, FEATURES), torch.tensor([0, 3]))}},
-                "sources['odd']: expected labels from 0 to 2, one per logit of the model, "
-                "got labels from 0 to 3",
+                "sources['odd']: expected labels from 0 to 2, one per logit of the model, got labels from 0 to 3",
             ),
             (
                 {"validation": TensorSamples(torch.zeros(0, FEATURES), torch.zeros(0, dtype=torch.int64))},
@@ -459,8 +456,7 @@ class TestStudy:
 def made_up_trial(seed: int, accuracy: float, near: list[int], risk: float | None) -> Trial:
     """A trial that took ``near`` samples of the one source by epoch and kept the last epoch."""
     records = tuple(
-        EpochRecord(i, {"near": n, "far": 0}, 12 + n, 0.5, 0.4, 0.9, risk, 2.0, 0.5)
-        for i, n in enumerate(near, 1)
+        EpochRecord(i, {"near": n, "far": 0}, 12 + n, 0.5, 0.4, 0.9, risk, 2.0, 0.5) for i, n in enumerate(near, 1)
     )
     return Trial(seed, TrainingRun("made-up", records, len(records), 3.0, nn.Identity()), accuracy)
 
@@ -532,9 +528,7 @@ class TestResults:
             assert entry["samples_by_epoch"] == [[r.samples for r in trial.run.epochs] for trial in trials]
             for source in AVAILABLE:
                 by_epoch = entry["quantities_by_epoch"][source]
-                kept = [
-                    series[epoch - 1] for series, epoch in zip(by_epoch, entry["kept_epoch"], strict=True)
-                ]
+                kept = [series[epoch - 1] for series, epoch in zip(by_epoch, entry["kept_epoch"], strict=True)]
                 assert entry["quantities"][source] == kept
 
     @pytest.mark.parametrize("document", [{"a": float("nan")}, {"a": object()}])
@@ -546,9 +540,7 @@ class TestResults:
         assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
         assert path.read_text() == "old"
 
-    def test_an_interrupted_write_leaves_what_was_there(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_an_interrupted_write_leaves_what_was_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         path = tmp_path / "result.json"
         path.write_text("old")
 

@@ -83,18 +83,10 @@ def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
 
 @cli.command(epilog="Read more: docs/, and the paper, arXiv 2502.04242.")
 @click.option("--data", metavar="FILE.npz|FOLDER", help="Domains to use; without it, the embedded digits.")
-@click.option(
-    "--target", metavar="DOMAIN", help=f"Domain to do well on; for the embedded digits {DEFAULT_TARGET}."
-)
-@click.option(
-    "--sources", metavar="A,B", callback=_names, help="Domains to take samples from; all others if left out."
-)
-@click.option(
-    "--shots", default=10, show_default=True, help="Labelled target samples per class, validation included."
-)
-@click.option(
-    "--seeds", default=3, show_default=True, help="Repetitions, each with its own split and initialisation."
-)
+@click.option("--target", metavar="DOMAIN", help=f"Domain to do well on; for the embedded digits {DEFAULT_TARGET}.")
+@click.option("--sources", metavar="A,B", callback=_names, help="Domains to take samples from; all others if left out.")
+@click.option("--shots", default=10, show_default=True, help="Labelled target samples per class, validation included.")
+@click.option("--seeds", default=3, show_default=True, help="Repetitions, each with its own split and initialisation.")
 @click.option(
     "--strategy",
     "strategies",
@@ -104,12 +96,8 @@ def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
     callback=_names,
     help="What to compare.",
 )
-@click.option(
-    "--json", "json_path", metavar="OUT", type=click.Path(path_type=Path), help="Write all results there."
-)
-@click.option(
-    "--output", metavar="DIR", type=click.Path(path_type=Path), help="Write two pictures into this folder."
-)
+@click.option("--json", "json_path", metavar="OUT", type=click.Path(path_type=Path), help="Write all results there.")
+@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Write two pictures into this folder.")
 @click.option("--image-size", type=int, help="Resize the images of a folder to this many pixels square.")
 @click.option("--epochs", default=TrainingOptions.epochs, show_default=True, help="At most so many.")
 @click.option(
@@ -129,9 +117,7 @@ def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
     help="The d of the risk; a smaller one takes less. auto: the largest rank the target's Fisher can have.",
 )
 @click.option("--device", default=TrainingOptions.device, show_default=True, help="For example cuda.")
-@click.option(
-    "--threads", type=int, help="CPU threads; if left out one for the embedded digits, else torch's choice."
-)
+@click.option("--threads", type=int, help="CPU threads; if left out one for the embedded digits, else torch's choice.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
 @_reports_errors
 def otqms(
@@ -221,9 +207,7 @@ def otqms(
 
     origin = data or "embedded digits"
     if json_path is not None:
-        write_json(
-            to_json(study, data=origin, target=target, shots=shots, options=options.as_dict()), json_path
-        )
+        write_json(to_json(study, data=origin, target=target, shots=shots, options=options.as_dict()), json_path)
         say(f"wrote {json_path}")
     if output is not None:
         plot_accuracy(study, output / "accuracy.png")

@@ -43,10 +43,7 @@ def domain_from_arrays(name: str, x: NDArray[Any], y: NDArray[Any], *, counts: b
 
 def looks_like_counts(matrices: Sequence[NDArray[Any]]) -> bool:
     """Whether every matrix ``[N, D]`` holds whole numbers of at least 0 only, as word counts do."""
-    return all(
-        x.ndim == 2 and x.dtype.kind in "iuf" and bool(((x >= 0) & (x == np.floor(x))).all())
-        for x in matrices
-    )
+    return all(x.ndim == 2 and x.dtype.kind in "iuf" and bool(((x >= 0) & (x == np.floor(x))).all()) for x in matrices)
 
 
 def _inputs(argument: str, x: NDArray[Any], counts: bool) -> torch.Tensor:

@@ -105,11 +105,7 @@ class DomainBundle:
     def missing_classes(self) -> dict[str, list[int]]:
         """Classes without a sample, by domain; domains that have every class are left out."""
         counts = {name: domain.class_counts(self.classes) for name, domain in self.domains.items()}
-        return {
-            name: (count == 0).nonzero()[:, 0].tolist()
-            for name, count in counts.items()
-            if (count == 0).any()
-        }
+        return {name: (count == 0).nonzero()[:, 0].tolist() for name, count in counts.items() if (count == 0).any()}
 
     def choose(self, target: str, sources: Sequence[str] | None = None) -> tuple[Domain, list[Domain]]:
         """The target domain and its sources.

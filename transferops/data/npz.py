@@ -41,10 +41,7 @@ def load_npz(path: str | os.PathLike[str]) -> DomainBundle:
         arrays = _read_arrays(path)
         names = _domain_names(list(arrays))
         counts = looks_like_counts([arrays[f"{name}_x"] for name in names])
-        domains = [
-            domain_from_arrays(name, arrays[f"{name}_x"], arrays[f"{name}_y"], counts=counts)
-            for name in names
-        ]
+        domains = [domain_from_arrays(name, arrays[f"{name}_x"], arrays[f"{name}_y"], counts=counts) for name in names]
         return DomainBundle({domain.name: domain for domain in domains})
     except (TypeError, ValueError) as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from error
@@ -55,9 +52,7 @@ def _read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         try:
             archive = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                "file: expected a complete .npz archive, got something unreadable as one"
-            ) from error
+            raise ValueError("file: expected a complete .npz archive, got something unreadable as one") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             fail("file", "an .npz archive of several arrays", "a single .npy array")
         arrays = {}

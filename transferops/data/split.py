@@ -36,9 +36,7 @@ def validation_shots(shots: int, validation_fraction: float) -> int:
     return min(max(round(shots * validation_fraction), 1), shots - 1)
 
 
-def few_shot_split(
-    domain: Domain, shots: int, validation_fraction: float = 0.2, seed: int = 0
-) -> FewShotSplit:
+def few_shot_split(domain: Domain, shots: int, validation_fraction: float = 0.2, seed: int = 0) -> FewShotSplit:
     """Split a target domain class by class, at random.
 
     Of each class that the domain has, ``shots`` samples are labelled: :func:`validation_shots` of them for
@@ -63,16 +61,10 @@ def few_shot_split(
     for label in torch.unique(domain.labels).tolist():
         members = (domain.labels == label).nonzero()[:, 0]
         if len(members) <= shots:
-            expected = (
-                f"at most {len(members) - 1} for {domain.name} (class {label} has {len(members)} samples"
-            )
+            expected = f"at most {len(members) - 1} for {domain.name} (class {label} has {len(members)} samples"
             fail("shots", f"{expected}, one stays for the test)", str(shots))
         members = members[torch.randperm(len(members), generator=generator)]
-        for part, chosen in zip(
-            parts, members.split([shots - held_out, held_out, len(members) - shots]), strict=True
-        ):
+        for part, chosen in zip(parts, members.split([shots - held_out, held_out, len(members) - shots]), strict=True):
             part.append(chosen)
     train, validation, test = (torch.cat(part) for part in parts)
-    return FewShotSplit(
-        domain.subset(train), domain.subset(validation) if held_out else None, domain.subset(test)
-    )
+    return FewShotSplit(domain.subset(train), domain.subset(validation) if held_out else None, domain.subset(test))

@@ -111,9 +111,7 @@ def allocate(
     """
     if mode not in _MODES:
         fail("mode", " or ".join(repr(m) for m in _MODES), describe(mode))
-    matrix, available, target_samples, dimension = _check_problem(
-        gram, target_samples, source_samples, dimension
-    )
+    matrix, available, target_samples, dimension = _check_problem(gram, target_samples, source_samples, dimension)
 
     # Dimensionless: risk = d/(2 N0) (u + w^T B w), u = 1 - 1^T w, B = (N0/d) A, w_i <= c_i u, c_i = N_i/N0.
     scaled_gram, capacity = matrix * (target_samples / dimension), available / target_samples
@@ -174,9 +172,7 @@ def kkt_residual(
     Raises:
         ValueError: as :func:`allocate`, or ``quantities`` does not have shape [K].
     """
-    matrix, available, target_samples, dimension = _check_problem(
-        gram, target_samples, source_samples, dimension
-    )
+    matrix, available, target_samples, dimension = _check_problem(gram, target_samples, source_samples, dimension)
     quantities = check_array("quantities", quantities)
     if quantities.shape != available.shape:
         fail("quantities", f"shape {list(available.shape)}", f"shape {list(quantities.shape)}")

@@ -51,9 +51,7 @@ class TrainingOptions:
             fail("lr", "a positive number", describe(self.lr))
         if self.dimension not in ("auto", "parameters"):
             if isinstance(self.dimension, str):
-                fail(
-                    "dimension", "'auto', 'parameters' or an integer of at least 1", describe(self.dimension)
-                )
+                fail("dimension", "'auto', 'parameters' or an integer of at least 1", describe(self.dimension))
             check_positive_int("dimension", self.dimension)
         try:
             torch.empty(0, device=self.device)

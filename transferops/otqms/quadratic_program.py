@@ -83,9 +83,7 @@ def _relative_risk(gram: FloatArray, ratios: FloatArray) -> float:
     return float(unused + max(ratios @ gram @ ratios * unused**2, 0.0))
 
 
-def _scale(
-    gram: FloatArray, capacity: FloatArray, ratios: FloatArray, shares: FloatArray, size: float
-) -> _Scaled:
+def _scale(gram: FloatArray, capacity: FloatArray, ratios: FloatArray, shares: FloatArray, size: float) -> _Scaled:
     """The program in units of a guess: its shares, or what a source gets at their multiplier on its own."""
     unused = 1 / (1 + ratios.sum())
     alone = size / np.maximum(2 * np.diagonal(gram), np.finfo(np.float64).tiny * size)
@@ -149,9 +147,7 @@ def _polish(gram: FloatArray, capacity: FloatArray, problem: _Scaled, point: Flo
         point = _solve_active(problem, np.append(relative * rest, rest), empty, full)
 
 
-def _solve_active(
-    problem: _Scaled, point: FloatArray, empty: NDArray[np.bool_], full: NDArray[np.bool_]
-) -> FloatArray:
+def _solve_active(problem: _Scaled, point: FloatArray, empty: NDArray[np.bool_], full: NDArray[np.bool_]) -> FloatArray:
     """The minimiser with given sources empty or full (at their limit), the bounds of the others ignored.
 
     The last variable carries the full sources along. Proximal steps from ``point`` (a ridge that is

@@ -59,9 +59,7 @@ def write_json(document: Mapping[str, Any], path: str | os.PathLike[str]) -> Non
     """
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     target = os.path.realpath(path)
-    descriptor, temporary = tempfile.mkstemp(
-        dir=os.path.dirname(target), prefix=".transferops-", suffix=".json"
-    )
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".transferops-", suffix=".json")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
@@ -102,8 +100,7 @@ def _strategy(trials: Sequence[Trial], sources: Sequence[str]) -> dict[str, Any]
         "predicted_risk_by_epoch": by_epoch(lambda record: record.predicted_risk),
         "quantities": {source: [run.kept.quantities[source] for run in runs] for source in sources},
         "quantities_by_epoch": {
-            source: [[record.quantities[source] for record in run.epochs] for run in runs]
-            for source in sources
+            source: [[record.quantities[source] for record in run.epochs] for run in runs] for source in sources
         },
     }
 

@@ -105,7 +105,5 @@ def quantities(situation: Situation) -> Decision:
 
     The one quadratic programme that finds them is [derived], see :func:`transferops.otqms.allocate`.
     """
-    allocation = allocate(
-        situation.gram(), situation.target_samples, situation.source_samples, situation.dimension
-    )
+    allocation = allocate(situation.gram(), situation.target_samples, situation.source_samples, situation.dimension)
     return Decision(tuple(allocation.rounded().tolist()), float(allocation.risk))

@@ -91,9 +91,7 @@ def compare(
         parts = split(seed)
         trainer = OTQMS(model, parts.train, sources, validation=parts.validation, options=options, seed=seed)
         dimension = trainer.dimension
-        runs = [
-            trainer.fit(strategy, on_epoch and partial(on_epoch, strategy, seed)) for strategy in strategies
-        ]
+        runs = [trainer.fit(strategy, on_epoch and partial(on_epoch, strategy, seed)) for strategy in strategies]
         test = TensorSamples.on(trainer.device, parts.test)
         for run in runs:
             trials[run.strategy].append(Trial(seed, run, evaluate(run.model, test).accuracy))

@@ -57,9 +57,7 @@ def conclusions(study: Study) -> list[str]:
             continue
         sentences.append(_taken(summary, study))
         sentences.extend(
-            _compared(summary.name, other, study)
-            for other in ("all-sources", "target-only")
-            if other in study.trials
+            _compared(summary.name, other, study) for other in ("all-sources", "target-only") if other in study.trials
         )
     return sentences
 
@@ -75,9 +73,7 @@ def _summarize(name: str, trials: Sequence[Trial], sources: Sequence[str]) -> St
         seconds=mean(lambda run: run.seconds),
         allocation_seconds=mean(lambda run: run.allocation_seconds),
         source_model_seconds=mean(lambda run: run.source_model_seconds),
-        quantities={
-            source: fmean(trial.run.kept.quantities[source] for trial in trials) for source in sources
-        },
+        quantities={source: fmean(trial.run.kept.quantities[source] for trial in trials) for source in sources},
         predicts=trials[0].run.kept.predicted_risk is not None,
     )
 

@@ -66,9 +66,7 @@ def single_source_risk(
     return np.asarray(dimension / 2 * (1 / pooled + share**2 * discrepancy))
 
 
-def risk(
-    quantities: ArrayLike, gram: ArrayLike, target_samples: ArrayLike, dimension: ArrayLike
-) -> FloatArray:
+def risk(quantities: ArrayLike, gram: ArrayLike, target_samples: ArrayLike, dimension: ArrayLike) -> FloatArray:
     """Risk with n_i samples of each of K sources [paper, Theorem 7].
 
     With s = sum_i n_i and alpha_i = n_i / s the paper writes (d/2) (1/(N0+s) + s^2 t/(N0+s)^2),

@@ -100,9 +100,7 @@ class OTQMS:
         self._target = self._take("target", target)
         self._sources = {name: self._take(f"sources[{name!r}]", samples) for name, samples in sources.items()}
         self._validation = None if validation is None else self._take("validation", validation)
-        self.dimension = resolve_dimension(
-            self.options.dimension, parameters, len(self._target), self._classes
-        )
+        self.dimension = resolve_dimension(self.options.dimension, parameters, len(self._target), self._classes)
 
     def fit(self, strategy: str, on_epoch: Callable[[EpochRecord], None] | None = None) -> TrainingRun:
         """Train from the common initialisation with one strategy.

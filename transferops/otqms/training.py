@@ -108,9 +108,7 @@ def train_epoch(
             total += loss.detach() * len(index)
     mean = total.item() / (passes * len(samples))
     if not math.isfinite(mean):
-        raise RuntimeError(
-            f"the training diverged: its mean loss is {mean}; a smaller learning rate may help"
-        )
+        raise RuntimeError(f"the training diverged: its mean loss is {mean}; a smaller learning rate may help")
     return mean
 
 
