@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # The main job on real data: how many samples of each source to train with.
 demo: $(VENV)/.installed-cli
+	@mkdir -p demo
 	$(BIN)/transferops otqms --output demo --json demo/otqms.json
 
 test: $(VENV)/.installed-test
@@ -35,8 +36,10 @@ cpp: $(VENV)/.torch
 	scripts/check_cpp_embedder.sh $(BIN)/python
 
 # Registers, spills and shared memory of every CUDA kernel, compiled for sm_90; needs nvcc, no GPU.
-cuda-report:
-	$(PYTHON) scripts/cuda_report.py --output build/cuda_report.md
+cuda-report: $(VENV)/.torch
+	$(PIP) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	@mkdir -p build
+	$(BIN)/python scripts/cuda_report.py --output build/cuda_report.md
 
 # The full build against a CUDA torch, imported without a GPU; needs nvcc and several GB.
 cuda-build:

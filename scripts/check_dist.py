@@ -25,7 +25,7 @@ def main(folder: Path) -> int:
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     strangers = [name for name in names if not name.startswith(("transferops/", "transferops-"))]
-    modules = [name for name in names if name.startswith("transferops/_C")]
+    modules = [name for name in names if name.startswith("transferops/_C.") and not name.endswith(".pyi")]
     print(f"{sdist.name}: {len(shipped)} files; {wheel.name}: {len(names)} files, extension {modules}")
     if missing or strangers or len(modules) != 1:
         print(f"missing from the sdist: {missing}; unexpected in the wheel: {strangers}", file=sys.stderr)

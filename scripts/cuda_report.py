@@ -3,9 +3,9 @@
 
     python scripts/cuda_report.py [--output report.md | report.json]
 
-A budget is {"file.cu": {"kernel": {"registers": at most, "dmma": at least, "wide_loads": at least}}}; the
-last two are optional, and are checked where cuobjdump is found (on PATH, beside nvcc, in Triton's wheel). The
-exit status is 1 if a register is spilled, a budget is exceeded, or a kernel or a budget lacks the other.
+A budget is {"file.cu": {"kernel": {"registers": at most, "dmma": at least, "wide_loads": at least}}}; the last two
+are optional, and are checked where cuobjdump is found (on PATH, beside nvcc, in its own or Triton's wheel). The exit
+status is 1 if a register is spilled, a budget is exceeded, or a kernel or a budget lacks the other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -43,6 +44,9 @@ def find_cuobjdump() -> str | None:
     if found := shutil.which("cuobjdump"):
         return found
     candidates = [Path(nvcc).resolve().parent / "cuobjdump" for nvcc in [shutil.which("nvcc")] if nvcc]
+    if nvidia := importlib.util.find_spec("nvidia"):  # the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm
+        for folder in nvidia.submodule_search_locations or ():
+            candidates += sorted(Path(folder).glob("cu*/bin/cuobjdump"))
     if (triton := importlib.util.find_spec("triton")) and triton.origin:
         candidates.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
     return next((str(path) for path in candidates if path.exists()), None)
@@ -99,9 +103,11 @@ def compile_kernels(source: Path, cuobjdump: str | None) -> list[Kernel]:
         instructions: dict[str, dict[str, int]] = {}
         if cuobjdump:
             command = [cuobjdump, "-sass", str(cubin)]
-            instructions = parse_instructions(
-                subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            path = os.pathsep.join([str(Path(cuobjdump).parent), os.environ.get("PATH", "")])  # nvdisasm is beside it
+            listing = subprocess.run(
+                command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
             )
+            instructions = parse_instructions(listing.stdout)
     names = short_names(list(resources))
     kernels = [Kernel(source.name, names[k], **resources[k], **instructions.get(k, {})) for k in resources]
     return sorted(kernels, key=lambda kernel: kernel.name)
