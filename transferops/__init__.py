@@ -13,8 +13,8 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from . import ops
-from ._config import show_config
+from transferops import ops
+from transferops._config import show_config
 
 try:
     __version__ = version("transferops")

@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from ._extension import build_info
+from transferops._extension import build_info
 
 
 def show_config() -> dict[str, object]:

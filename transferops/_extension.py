@@ -11,7 +11,7 @@ import sys
 import torch
 
 try:
-    from . import _C
+    from transferops import _C
 except ImportError as error:
     raise ImportError(
         f"transferops: its compiled module could not be loaded ({error}).\n"

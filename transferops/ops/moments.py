@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _extension as _extension  # registers torch.ops.transferops
-from .._validate import as_tensor, check_positive_int, describe, fail
+from transferops import _extension as _extension  # registers torch.ops.transferops
+from transferops._validate import as_tensor, check_positive_int, describe, fail
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

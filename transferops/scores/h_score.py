@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from .._validate import describe, fail
-from ._warnings import warn
-from .moments import FeatureMoments, MomentsAccumulator, check_batch, check_finite
+from transferops import ops
+from transferops._validate import describe, fail
+from transferops.scores._warnings import warn
+from transferops.scores.moments import FeatureMoments, MomentsAccumulator, check_batch, check_finite
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import ops
-from .._validate import as_tensor, describe, fail
+from transferops import ops
+from transferops._validate import as_tensor, describe, fail
 
 
 @dataclass(frozen=True)
