@@ -71,9 +71,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         (2, 5, 4),
     ),
     "batch_norm": (
-        lambda: nn.Sequential(
-            nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(30, CLASSES)
-        ),
+        lambda: nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(30, CLASSES)),
         (2, 5, 4),
     ),
     "attention": (Attention, (5, 6)),
@@ -117,9 +115,7 @@ def explicit_gram(model: nn.Module, directions: list[dict[str, Tensor]], inputs:
     gram = torch.zeros(len(directions), len(directions), dtype=torch.float64)
     for jacobian_n, output in zip(jacobian, outputs):
         p = output.softmax(-1)
-        curvature = (
-            torch.diag(p) - torch.outer(p, p) if loss == "cross_entropy" else torch.eye(CLASSES).double()
-        )
+        curvature = torch.diag(p) - torch.outer(p, p) if loss == "cross_entropy" else torch.eye(CLASSES).double()
         gram += theta.T @ jacobian_n.T @ curvature @ jacobian_n @ theta
     for module, training in modes.items():
         module.training = training
@@ -215,9 +211,7 @@ def test_either_name_of_a_tied_parameter() -> None:
     gram = fisher.gram([{"first.weight": step}], [inputs])
     assert torch.equal(fisher.gram([{"second.weight": step}], [inputs]), gram)
     assert torch.equal(fisher.gram([{"second.weight": step, "first.weight": step.clone()}], [inputs]), gram)
-    message = (
-        r"^directions\[0\]\['second.weight'\]: expected the values of 'first.weight', to which it is tied"
-    )
+    message = r"^directions\[0\]\['second.weight'\]: expected the values of 'first.weight', to which it is tied"
     with pytest.raises(ValueError, match=message):
         fisher.gram([{"first.weight": step, "second.weight": 2 * step}], [inputs])
 
@@ -322,9 +316,7 @@ def test_differences_are_over_trainable_parameters() -> None:
 def test_differences_of_half_precision_models_are_formed_in_float32() -> None:
     reference, source = nn.Linear(50, 3).bfloat16(), nn.Linear(50, 3).bfloat16()
     (difference,) = parameter_differences([source], reference)
-    assert torch.equal(
-        difference["weight"], source.weight.detach().float() - reference.weight.detach().float()
-    )
+    assert torch.equal(difference["weight"], source.weight.detach().float() - reference.weight.detach().float())
 
 
 def test_differences_of_selected_parameters() -> None:
@@ -361,7 +353,7 @@ def no_batches() -> Iterator[Tensor]:
         (
             lambda: FisherInformation(LINEAR, "diagonal"),
             ValueError,
-            "estimator: expected 'exact', got 'diagonal'",
+            "estimator: expected 'exact' or 'monte_carlo' or 'empirical', got 'diagonal'",
         ),
         (
             lambda: FisherInformation(LINEAR, loss="hinge"),
@@ -418,8 +410,7 @@ def no_batches() -> Iterator[Tensor]:
         (
             lambda: gram(batches=INPUTS),
             TypeError,
-            "batches: expected an iterable of batches, such as [inputs], "
-            "got a float32 tensor of shape [2, 3] on cpu",
+            "batches: expected an iterable of batches, such as [inputs], got a float32 tensor of shape [2, 3] on cpu",
         ),
         (lambda: gram(batches=[]), ValueError, "batches: expected at least one sample, got none"),
         (lambda: gram(batches=no_batches()), ValueError, "batches: expected at least one sample, got none"),
@@ -429,14 +420,14 @@ def no_batches() -> Iterator[Tensor]:
             "batches[1]: expected at least one sample, got inputs of shape [0, 3]",
         ),
         (
-            lambda: gram(batches=[{"x": INPUTS}]),
+            lambda: gram(batches=[{"x": 3}]),
             TypeError,
-            "batches[0]: expected a tensor of inputs or (inputs, targets), got dict",
+            "batches[0]: expected a tensor of inputs, a mapping with tensors of inputs, or (inputs, targets), got dict",
         ),
         (
-            lambda: gram(batches=[torch.ones(2, 5, 3)]),
+            lambda: gram(batches=[torch.ones(3)]),
             ValueError,
-            "model: expected outputs of shape [2, C], got shape [2, 5, 4]",
+            "model: expected outputs of shape [3, C] or [3, T, C], got shape [4]",
         ),
         (
             lambda: gram(batches=[INPUTS * torch.inf]),
@@ -451,8 +442,7 @@ def no_batches() -> Iterator[Tensor]:
         (
             lambda: softmax_fisher_gram(INPUTS, torch.ones(4, 3, 2)),
             ValueError,
-            "tangents: expected shape [K, 2, 3] on cpu, as the logits, "
-            "got a float32 tensor of shape [4, 3, 2] on cpu",
+            "tangents: expected shape [K, 2, 3] on cpu, as the logits, got a float32 tensor of shape [4, 3, 2] on cpu",
         ),
         (
             lambda: softmax_fisher_gram(INPUTS.int(), torch.ones(4, 2, 3)),
@@ -517,5 +507,5 @@ def test_refuses_outputs_that_are_not_one_tensor() -> None:
         def forward(self, x: Tensor) -> Any:
             return x, super().forward(x)
 
-    with pytest.raises(TypeError, match=r"^model: expected one tensor of outputs \[N, C\], got tuple$"):
+    with pytest.raises(TypeError, match=r"^model: expected one tensor of outputs \[N, C\] or \[N, T, C\], got tuple$"):
         gram(model=Pair(3, CLASSES))

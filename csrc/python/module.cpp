@@ -4,11 +4,14 @@
 // buffers; arguments are checked for shape and layout only (the public functions are in transferops.ops).
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
 #include "../include/transferops/version.h"
+#include "../kernels/cpu/fisher.h"
 #include "../kernels/cpu/isa.h"
 #include "../kernels/cpu/moments.h"
 
@@ -16,8 +19,12 @@ namespace py = pybind11;
 
 namespace {
 
+using transferops::cpu::Extent;
+using transferops::cpu::LayerBatch;
 using transferops::cpu::MatrixView;
 using transferops::cpu::serial_for;
+using transferops::cpu::SignalView;
+using transferops::cpu::TangentView;
 
 using Output = py::array_t<double, py::array::c_style>;
 using Counts = py::array_t<std::int64_t, py::array::c_style>;
@@ -27,30 +34,40 @@ void require(bool condition, const std::string& message) {
 }
 
 double* writable(Output& out, py::ssize_t size, const char* name) {
-    require(out.size() == size, std::string(name) + ": expected " + std::to_string(size) + " elements, got " +
-                                    std::to_string(out.size()));
+    require(out.size() == size,
+            std::string(name) + ": expected " + std::to_string(size) + " elements, got " + std::to_string(out.size()));
     return out.mutable_data();
 }
 
-// Calls body with a MatrixView of the array's element type. NumPy has no bfloat16, so it comes as uint16.
+void require_whole_strides(const char* name, const py::array& array) {
+    for (py::ssize_t d = 0; d < array.ndim(); ++d)
+        require(array.strides(d) % array.itemsize() == 0,
+                std::string(name) + ": expected strides that are whole elements");
+}
+
+// Calls body with a null pointer of the array's element type. NumPy has no bfloat16, so it comes as uint16.
+template <class Body>
+void with_element(const char* name, const py::array& array, const Body& body) {
+    const char kind = array.dtype().kind();
+    const py::ssize_t size = array.dtype().itemsize();
+    require_whole_strides(name, array);
+    if (kind == 'f' && size == 4) return body(static_cast<const float*>(nullptr));
+    if (kind == 'f' && size == 8) return body(static_cast<const double*>(nullptr));
+    if (kind == 'f' && size == 2) return body(static_cast<const transferops::float16*>(nullptr));
+    if (kind == 'u' && size == 2) return body(static_cast<const transferops::bfloat16*>(nullptr));
+    require(false, std::string(name) + ": expected float32, float64, float16, or bfloat16 as uint16");
+}
+
+// Calls body with a MatrixView of the array.
 template <class Body>
 void with_matrix(const py::array& features, const Body& body) {
     require(features.ndim() == 2, "features: expected 2 dimensions, got " + std::to_string(features.ndim()));
-    const auto call = [&](auto* null) {
+    with_element("features", features, [&](auto* null) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
         constexpr py::ssize_t kSize = sizeof(T);
-        require(features.strides(0) % kSize == 0 && features.strides(1) % kSize == 0,
-                "features: expected strides that are whole elements");
         body(MatrixView<T>{static_cast<const T*>(features.data()), features.shape(0), features.shape(1),
                            features.strides(0) / kSize, features.strides(1) / kSize});
-    };
-    const char kind = features.dtype().kind();
-    const py::ssize_t size = features.dtype().itemsize();
-    if (kind == 'f' && size == 4) return call(static_cast<const float*>(nullptr));
-    if (kind == 'f' && size == 8) return call(static_cast<const double*>(nullptr));
-    if (kind == 'f' && size == 2) return call(static_cast<const transferops::float16*>(nullptr));
-    if (kind == 'u' && size == 2) return call(static_cast<const transferops::bfloat16*>(nullptr));
-    require(false, "features: expected float32, float64, float16, or bfloat16 as uint16");
+    });
 }
 
 void class_moments(const py::array& features, const Counts& labels, Counts& counts, Output& sums, Output& gram,
@@ -89,6 +106,113 @@ void norm_moments(const py::array& features, const Output& shift, Output& cubic,
     });
 }
 
+using Extents = std::array<Extent, 4>;  // kernel, stride, padding, dilation
+
+template <class T>
+SignalView<T> signal_of(const char* name, const py::array& x) {
+    require(x.ndim() == 5, std::string(name) + ": expected 5 dimensions [N, C, depth, height, width]");
+    SignalView<T> view{static_cast<const T*>(x.data()), x.shape(0), x.shape(1), {}, 0, 0, {}};
+    constexpr py::ssize_t kSize = sizeof(T);
+    view.sample_stride = x.strides(0) / kSize;
+    view.channel_stride = x.strides(1) / kSize;
+    for (int d = 0; d < 3; ++d) {
+        view.size[d] = x.shape(2 + d);
+        view.stride[d] = x.strides(2 + d) / kSize;
+    }
+    return view;
+}
+
+// Calls body with the LayerBatch of the arrays and the output's data, which must have the type that T computes in.
+template <class Body>
+void with_layer(const py::array& inputs, const py::array& grad_outputs, const Extents& window, std::int64_t groups,
+                py::array& out, const Body& body) {
+    with_element("inputs", inputs, [&](auto* null) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
+        using C = transferops::cpu::Compute<T>;
+        require(grad_outputs.dtype().is(inputs.dtype()), "grad_outputs: expected the dtype of inputs");
+        require_whole_strides("grad_outputs", grad_outputs);
+        const LayerBatch<T> layer{signal_of<T>("inputs", inputs),
+                                  signal_of<T>("grad_outputs", grad_outputs),
+                                  {window[0], window[1], window[2], window[3], groups}};
+        require(layer.inputs.samples == layer.grad_outputs.samples, "grad_outputs: expected the samples of inputs");
+        require(groups > 0 && layer.inputs.channels % groups == 0 && layer.grad_outputs.channels % groups == 0,
+                "groups: expected a divisor of the channels");
+        for (int d = 0; d < 3; ++d) {
+            const std::int64_t room = layer.inputs.size[d] + 2 * window[2][d] - window[3][d] * (window[0][d] - 1) - 1;
+            require(window[0][d] > 0 && window[1][d] > 0 && window[2][d] >= 0 && window[3][d] > 0,
+                    "window: expected kernel, stride and dilation of at least 1, padding of at least 0");
+            require(layer.grad_outputs.size[d] == (room < 0 ? 0 : room / window[1][d] + 1),
+                    "grad_outputs: expected the size of the convolution's output");
+        }
+        require(py::isinstance<py::array_t<C, py::array::c_style>>(out),
+                std::string("out: expected a contiguous array of float") + (sizeof(C) == 8 ? "64" : "32"));
+        body(layer, static_cast<C*>(out.mutable_data()));
+    });
+}
+
+std::int64_t weights_of(const auto& layer) {
+    const Extent& kernel = layer.window.kernel;
+    return layer.grad_outputs.channels * (layer.inputs.channels / layer.window.groups) * kernel[0] * kernel[1] *
+           kernel[2];
+}
+
+void fisher_diagonal(const py::array& inputs, const py::array& grad_outputs, const Extents& window, std::int64_t groups,
+                     py::array& out) {
+    with_layer(inputs, grad_outputs, window, groups, out, [&](const auto& layer, auto* result) {
+        require(out.size() == weights_of(layer), "out: expected as many elements as the weight");
+        py::gil_scoped_release release;
+        transferops::cpu::fisher_diagonal(layer, result, serial_for);
+    });
+}
+
+void fisher_projection(const py::array& inputs, const py::array& grad_outputs, const py::array& directions,
+                       const Extents& window, std::int64_t groups, py::array& out) {
+    with_layer(inputs, grad_outputs, window, groups, out, [&](const auto& layer, auto* result) {
+        using C = std::remove_pointer_t<decltype(result)>;
+        require(py::isinstance<py::array_t<C, py::array::c_style>>(directions) && directions.ndim() > 0 &&
+                    directions.size() == directions.shape(0) * weights_of(layer),
+                "directions: expected a contiguous array [K, weight] of the dtype of out");
+        const std::int64_t count = directions.shape(0);
+        require(out.size() == layer.inputs.samples * count, "out: expected [N, K] elements");
+        const auto* direction = static_cast<const C*>(directions.data());
+        py::gil_scoped_release release;
+        transferops::cpu::fisher_projection(layer, direction, count, result, serial_for);
+    });
+}
+
+void grad_norm(const py::array& inputs, const py::array& grad_outputs, const Extents& window, std::int64_t groups,
+               py::array& out) {
+    with_layer(inputs, grad_outputs, window, groups, out, [&](const auto& layer, auto* result) {
+        require(out.size() == layer.inputs.samples, "out: expected one element per sample");
+        py::gil_scoped_release release;
+        transferops::cpu::grad_norm(layer, result, serial_for);
+    });
+}
+
+void softmax_fisher_gram(const py::array& logits, const py::array& tangents, Output& gram) {
+    with_element("logits", logits, [&](auto* null) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
+        constexpr py::ssize_t kSize = sizeof(T);
+        require(tangents.dtype().is(logits.dtype()), "tangents: expected the dtype of logits");
+        require_whole_strides("tangents", tangents);
+        require(logits.ndim() == 2 && tangents.ndim() == 3 && tangents.shape(1) == logits.shape(0) &&
+                    tangents.shape(2) == logits.shape(1),
+                "tangents: expected shape [K, N, C] for logits [N, C]");
+        const TangentView<T> view{static_cast<const T*>(tangents.data()),
+                                  tangents.shape(0),
+                                  tangents.shape(1),
+                                  tangents.shape(2),
+                                  tangents.strides(0) / kSize,
+                                  tangents.strides(1) / kSize,
+                                  tangents.strides(2) / kSize};
+        double* result = writable(gram, view.directions * view.directions, "gram");
+        const auto* data = static_cast<const T*>(logits.data());
+        const std::int64_t sample_stride = logits.strides(0) / kSize, class_stride = logits.strides(1) / kSize;
+        py::gil_scoped_release release;
+        transferops::cpu::softmax_fisher_gram(data, sample_stride, class_stride, view, result, serial_for);
+    });
+}
+
 py::dict build_info() {
     py::dict info;
     info["version"] = transferops_version();
@@ -109,9 +233,16 @@ PYBIND11_MODULE(_C, m) {
     m.doc() = "Kernels of transferops over NumPy buffers (use transferops.ops), and build_info().";
     m.def("class_moments", &class_moments, py::arg("features"), py::arg("labels"), py::arg("counts").noconvert(),
           py::arg("sums").noconvert(), py::arg("gram").noconvert(), py::arg("shift").noconvert());
-    m.def("sample_gram", &sample_gram, py::arg("features"), py::arg("gram").noconvert(),
-          py::arg("shift").noconvert());
+    m.def("sample_gram", &sample_gram, py::arg("features"), py::arg("gram").noconvert(), py::arg("shift").noconvert());
     m.def("norm_moments", &norm_moments, py::arg("features"), py::arg("shift"), py::arg("cubic").noconvert(),
           py::arg("quartic").noconvert());
+    m.def("fisher_diagonal", &fisher_diagonal, py::arg("inputs"), py::arg("grad_outputs"), py::arg("window"),
+          py::arg("groups"), py::arg("out"));
+    m.def("fisher_projection", &fisher_projection, py::arg("inputs"), py::arg("grad_outputs"), py::arg("directions"),
+          py::arg("window"), py::arg("groups"), py::arg("out"));
+    m.def("grad_norm", &grad_norm, py::arg("inputs"), py::arg("grad_outputs"), py::arg("window"), py::arg("groups"),
+          py::arg("out"));
+    m.def("softmax_fisher_gram", &softmax_fisher_gram, py::arg("logits"), py::arg("tangents"),
+          py::arg("gram").noconvert());
     m.def("build_info", &build_info, "The facts of this build: versions, compiler, CUDA architectures, CPU level.");
 }

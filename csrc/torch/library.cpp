@@ -6,6 +6,19 @@ STABLE_TORCH_LIBRARY(transferops, m) {
     m.def("class_moments(Tensor features, Tensor labels, int num_classes) -> (Tensor, Tensor, Tensor, Tensor)");
     m.def("sample_gram(Tensor features) -> (Tensor, Tensor)");
     m.def("norm_moments(Tensor features, Tensor shift) -> (Tensor, Tensor)");
+    m.def("linear_fisher_diagonal(Tensor inputs, Tensor grad_outputs) -> Tensor");
+    m.def("linear_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor directions) -> Tensor");
+    m.def("linear_grad_norm(Tensor inputs, Tensor grad_outputs) -> Tensor");
+    m.def(
+        "conv_fisher_diagonal(Tensor inputs, Tensor grad_outputs, int[] kernel_size, int[] stride, int[] padding, "
+        "int[] dilation, int groups) -> Tensor");
+    m.def(
+        "conv_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor directions, int[] kernel_size, "
+        "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
+    m.def(
+        "conv_grad_norm(Tensor inputs, Tensor grad_outputs, int[] kernel_size, int[] stride, int[] padding, "
+        "int[] dilation, int groups) -> Tensor");
+    m.def("softmax_fisher_gram(Tensor logits, Tensor tangents) -> Tensor");
 }
 
 extern "C" const char* transferops_version() { return TRANSFEROPS_VERSION; }

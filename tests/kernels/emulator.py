@@ -1,4 +1,4 @@
-"""Compiles CUDA kernels for the CPU and runs them: the Python side of harness.cpp and cuda_emulation.h."""
+"""Compiles CUDA kernels for the CPU and runs them: the Python side of harness.h and cuda_emulation.h."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 import struct
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
-MOMENTS = KERNELS / "moments.cu"
-CENTRING = KERNELS / "centring.cu"
-HARNESS = HERE / "harness.cpp"
 
-FUNCTIONS = ("class_sums", "gram", "sample_gram", "norm_moments", "centred_class_sums")
 TYPES = ("float32", "float64", "float16", "bfloat16")
 ORDERS = ("forward", "backward", "shuffled")
 
@@ -31,8 +26,9 @@ ADDRESS_SANITIZER = "-fsanitize=address"
 def compile_object(target: Path, source: Path, *options: str, includes: Path = KERNELS) -> Path:
     """Compiles ``source`` (.cpp, or .cu as C++) with the emulation, under AddressSanitizer."""
     warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-    command = [COMPILER, "-std=c++20", "-O1", *warnings, ADDRESS_SANITIZER, *options]
-    command += [f"-I{HERE / 'emulation'}", f"-I{includes}", "-x", "c++", "-c", str(source), "-o", str(target)]
+    folders = (f"-I{folder}" for folder in (HERE / "emulation", HERE, includes))
+    command = [COMPILER, "-std=c++20", "-O1", *warnings, ADDRESS_SANITIZER, *options, *folders]
+    command += ["-x", "c++", "-c", str(source), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
 
@@ -42,38 +38,41 @@ def link(program: Path, *objects: Path) -> Path:
     return program
 
 
-@dataclass(frozen=True)
-class Features:
-    """``stored`` [sets, rows, columns], and how it lies in memory; 16-bit types are stored as their bits."""
+def build(folder: Path, sources: tuple[Path, ...]) -> Path:
+    """A program of these sources, with line numbers in what AddressSanitizer reports."""
+    objects = [compile_object(folder / f"{source.stem}.o", source, "-g") for source in sources]
+    return link(folder / "program", *objects)
 
-    stored: np.ndarray
-    type: str = "float32"
-    row_stride: int = 0  # 0: contiguous
-    set_stride: int = 0
-    displacement: int = 0  # of the first element from an aligned address, in elements
-    shift: np.ndarray | None = None  # [sets, columns]
 
-    @classmethod
-    def of(cls, values: np.ndarray, type: str = "float32", **layout) -> Features:
-        """Rounds ``values`` to ``type`` (bfloat16: towards zero)."""
-        if type == "bfloat16":
-            return cls((values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16), type, **layout)
-        stored = values.astype(type)
-        return cls(stored.view(np.uint16) if type == "float16" else stored, type, **layout)
+def encode(values: np.ndarray, type: str) -> np.ndarray:
+    """``values`` rounded to ``type`` (bfloat16: towards zero); 16-bit types as their bits."""
+    if type == "bfloat16":
+        return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    stored = values.astype(type)
+    return stored.view(np.uint16) if type == "float16" else stored
 
-    @property
-    def values(self) -> np.ndarray:
-        if self.type == "bfloat16":
-            stored = (self.stored.astype(np.uint32) << 16).view(np.float32)
-        else:
-            stored = self.stored.view(np.float16) if self.type == "float16" else self.stored
-        with np.errstate(invalid="ignore"):  # signalling NaN among all the bit patterns
-            return stored.astype(np.float64)
 
-    @property
-    def shifted(self) -> np.ndarray:
-        """What the kernels compute with: values minus shift, rounded to float64 once."""
-        return self.values if self.shift is None else self.values - self.shift[:, None, :]
+def decode(stored: np.ndarray, type: str) -> np.ndarray:
+    """What the kernels read, in float64."""
+    if type == "bfloat16":
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    elif type == "float16":
+        stored = stored.view(np.float16)
+    with np.errstate(invalid="ignore"):  # signalling NaN among all the bit patterns
+        return stored.astype(np.float64)
+
+
+def disagreement(outputs: tuple[np.ndarray, ...], references: list[tuple[np.ndarray, np.ndarray]]) -> str | None:
+    """What is wrong with ``outputs``, given (value, tolerance) of each, or None; what was not written is NaN."""
+    for index, (output, (value, tolerance)) in enumerate(zip(outputs, references, strict=True)):
+        wrong = ~(abs(output - value) <= tolerance)
+        if wrong.any():
+            place = tuple(int(i) for i in np.argwhere(wrong)[0])
+            return (
+                f"output {index} is wrong at {int(wrong.sum())} of {wrong.size} places, first at {place}: "
+                f"{output[place]!r}, expected {value[place]!r} +- {float(tolerance[place]):.3g}"
+            )
+    return None
 
 
 class EmulationError(RuntimeError):
@@ -100,52 +99,15 @@ class Emulator:
             self.process.communicate()
             self.process = None
 
-    def run(
+    def call(
         self,
         function: str,
-        features: Features,
-        *,
-        labels: np.ndarray | None = None,
-        classes: int = 0,
-        multiprocessors: int = 4,
-        order: str = "forward",
-        seed: int = 0,
+        header: list[int],
+        arrays: list[np.ndarray],
+        outputs: list[tuple[tuple[int, ...], str]],
     ) -> tuple[np.ndarray, ...]:
-        """The outputs of ``function``; raises EmulationError where the process dies."""
-        sets, rows, columns = features.stored.shape
-        row_stride = features.row_stride or columns
-        request = struct.pack(
-            "13q",
-            FUNCTIONS.index(function),
-            TYPES.index(features.type),
-            ORDERS.index(order),
-            seed,
-            sets,
-            rows,
-            columns,
-            features.set_stride or rows * row_stride,
-            row_stride,
-            features.displacement,
-            classes,
-            multiprocessors,
-            features.shift is not None,
-        )
-        request += features.stored.tobytes()
-        if features.shift is not None:
-            request += features.shift.astype(np.float64).tobytes()
-        if function in ("class_sums", "centred_class_sums"):
-            ordered = np.sort(labels)
-            offsets = np.searchsorted(ordered, np.arange(classes + 1))
-            request += np.argsort(labels, kind="stable").astype(np.int64).tobytes()
-            request += (offsets if function == "class_sums" else ordered).astype(np.int64).tobytes()
-        shapes = {
-            "class_sums": [(sets, classes, columns)],
-            "gram": [(sets, columns, columns)],
-            "sample_gram": [(sets, rows, rows)],
-            "norm_moments": [(sets, columns), (sets,)],
-            "centred_class_sums": [(classes,), (sets, classes, columns), (sets, columns)],
-        }[function]
-
+        """Sends a request; the outputs of these shapes and types. Raises EmulationError where the process dies."""
+        request = struct.pack(f"{len(header)}q", *header) + b"".join(array.tobytes() for array in arrays)
         if self.process is None:
             pipe = subprocess.PIPE
             self.process = subprocess.Popen([self.program], stdin=pipe, stdout=pipe, stderr=pipe)
@@ -153,17 +115,18 @@ class Emulator:
             self.process.stdin.write(request)
             self.process.stdin.flush()
             status, self.workspace = struct.unpack("2q", self._read(16))
-            outputs = tuple(self._read_array(shape) for shape in shapes)
+            results = tuple(self._read_array(shape, type) for shape, type in outputs)
         except (EOFError, BrokenPipeError):
             message = self.process.stderr.read().decode(errors="replace")
             self.close()
             raise EmulationError(message) from None
         if status != 0:
             raise EmulationError(f"{function} returned CUDA error {status}")
-        return outputs
+        return results
 
-    def _read_array(self, shape: tuple[int, ...]) -> np.ndarray:
-        return np.frombuffer(self._read(8 * int(np.prod(shape)))).reshape(shape)
+    def _read_array(self, shape: tuple[int, ...], type: str) -> np.ndarray:
+        dtype = np.dtype(type)
+        return np.frombuffer(self._read(dtype.itemsize * int(np.prod(shape))), dtype).reshape(shape)
 
     def _read(self, count: int) -> bytes:
         data = self.process.stdout.read(count)

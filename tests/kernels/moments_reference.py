@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from emulator import Features
+from moments_emulator import Features
 
 UNIT = 2.0**-53
 
@@ -36,18 +36,3 @@ def expected(
         (cubic, (rows + columns + 2) * UNIT * absolute),
         (quartic, (rows + 2 * columns + 3) * UNIT * quartic),
     ]
-
-
-def disagreement(
-    outputs: tuple[np.ndarray, ...], references: list[tuple[np.ndarray, np.ndarray]]
-) -> str | None:
-    """What is wrong with ``outputs``, or None; an element that was not written is NaN."""
-    for index, (output, (value, tolerance)) in enumerate(zip(outputs, references, strict=True)):
-        wrong = ~(abs(output - value) <= tolerance)
-        if wrong.any():
-            place = tuple(int(i) for i in np.argwhere(wrong)[0])
-            return (
-                f"output {index} is wrong at {int(wrong.sum())} of {wrong.size} places, first at {place}: "
-                f"{output[place]!r}, expected {value[place]!r} +- {float(tolerance[place]):.3g}"
-            )
-    return None

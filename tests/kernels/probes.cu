@@ -83,6 +83,52 @@ __global__ void product(double* out) {
         for (int e = 0; e < 2; ++e) out[(g + 8 * h) * 8 + 2 * t + e] = c[2 * h + e];
 }
 
+// C = A B for A[i][k] = i - k and B[k][j] = k + 16 j in 16 bits, from [k][i] and [k][j] in shared memory.
+template <class T>
+__global__ void product_16bit(double* out, T (*encode)(int)) {
+    T* const left = reinterpret_cast<T*>(dynamic_shared());
+    T* const right = left + 256;  // columns 8 .. 15 are those of 0 .. 7
+    for (int index = threadIdx.x; index < 256; index += kWarp) {
+        left[index] = encode(index % 16 - index / 16);
+        right[index] = encode(index / 16 + 16 * (index % 8));
+    }
+    __syncwarp();
+    const int lane = threadIdx.x, place = (lane / 16 * 8 + lane % 8) * 16 + lane / 8 % 2 * 8;
+    std::uint32_t a[4], b[4];
+    load_transposed(a, left + place);
+    load_transposed(b, right + place);
+    float c[4] = {};
+    mma_16bit<T>(c, a, {b[0], b[2]});
+    for (int i = 0; i < 4; ++i) out[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = c[i];
+}
+
+template <class T>
+T encode(int value) {  // exact: of at most 8 bits
+    const std::uint32_t bits = __builtin_bit_cast(std::uint32_t, static_cast<float>(value));
+    if (std::is_same_v<T, transferops::bfloat16>) return {static_cast<std::uint16_t>(bits >> 16)};
+    if (value == 0) return {0};
+    return {static_cast<std::uint16_t>((bits >> 16 & 0x8000u) | (((bits >> 13) & 0x3ffffu) - (112u << 10)))};
+}
+
+// C = A B for A[i][k] = i + k and B[k][j] = k + 100 j, each with a 12th significant bit or later ones that a tf32 does
+// not have; column 0 is C[i][0] = +-1 with a product added that turns it by less than a unit in the last place.
+__global__ void product_tf32(double* out) {
+    const int g = threadIdx.x / 4, t = threadIdx.x % 4;
+    float a[4], b[2], c[4] = {};
+    for (int j = 0; j < 2; ++j) {
+        for (int h = 0; h < 2; ++h) a[2 * j + h] = (g + 8 * h + t + 4 * j) * (1 + 0x1p-13f);
+        b[j] = (t + 4 * j + 100 * g) * (1 + 0x1p-13f);
+    }
+    mma_tf32(c, a, b);
+    for (int h = 0; h < 2; ++h)
+        for (int e = 0; e < 2; ++e) out[(g + 8 * h) * 8 + 2 * t + e] = c[2 * h + e];
+    const float first[4] = {t == 0 ? 0x1p-13f : 0.0f, t == 0 ? 0x1p-13f : 0.0f, 0, 0}, second[2] = {0x1.8p-12f, 0};
+    for (int i = 0; i < 4; ++i) c[i] = (g + i / 2 * 8) % 2 ? -1 - 0x1p-23f : 1;
+    mma_tf32(c, first, second);
+    for (int h = 0; h < 2; ++h)
+        if (t == 0) out[(g + 8 * h) * 8] = c[2 * h];
+}
+
 // The order in which the threads run.
 __global__ void ranks(double* out) { out[threadIdx.x] = out[64]++; }
 
@@ -110,6 +156,10 @@ int main(int, char** arguments) {
     if (is("partial mask")) status = run(partial_mask, 64, 0);
     if (is("shuffles")) status = run(shuffles, 64, 0);
     if (is("product")) status = run(product, 32, 0);
+    using transferops::bfloat16, transferops::float16;
+    if (is("product of float16")) status = run(product_16bit<float16>, 32, 1024, encode<float16>);
+    if (is("product of bfloat16")) status = run(product_16bit<bfloat16>, 32, 1024, encode<bfloat16>);
+    if (is("product of tf32")) status = run(product_tf32, 32, 0);
     if (is("ranks")) status = run(ranks, 64, 0);
     if (is("too many threads")) status = run(read_unwritten, 1025, 0);
     if (is("too much shared memory")) status = run(read_unwritten, 1, 228 * 1024);

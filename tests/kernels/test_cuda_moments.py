@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator import ORDERS, TYPES, Features
-from moments_reference import UNIT, disagreement, expected
+from emulator import NO_COMPILER, ORDERS, TYPES, build, disagreement
+from moments_emulator import SOURCES, Features, MomentsEmulator
+from moments_reference import UNIT, expected
 
 FUNCTIONS = ("class_sums", "gram", "sample_gram", "norm_moments")
 
@@ -30,6 +31,15 @@ LAYOUTS = {  # columns, padding between rows, between sets, displacement; 16 byt
     "odd columns": (71, 1, 0, 0),
     "odd everything": (71, 4, 3, 3),
 }
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    """The moments kernels on the CPU, under AddressSanitizer."""
+    if NO_COMPILER:
+        pytest.skip(NO_COMPILER)
+    with MomentsEmulator(build(tmp_path_factory.mktemp("moments"), SOURCES)) as emulator:
+        yield emulator
 
 
 def make_features(shape, type, *, seed=0, shift=True, **layout):
@@ -85,9 +95,7 @@ def test_layouts(emulator, function, layout, type):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_without_a_shift(emulator, function):
-    check(
-        emulator, function, make_features((2, 40, 33), "float32", shift=False), **arguments_of(function, 40)
-    )
+    check(emulator, function, make_features((2, 40, 33), "float32", shift=False), **arguments_of(function, 40))
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4), (2, 5, 0), (1, 0, 0), (0, 0, 0)], ids=str)
@@ -138,9 +146,7 @@ def test_more_columns_than_a_block_takes(emulator, function, type):
 
 
 @pytest.mark.parametrize("sets", [1, 3])
-@pytest.mark.parametrize(
-    ("function", "shape"), [("gram", (333, 20)), ("sample_gram", (20, 333)), ("gram", (200, 140))]
-)
+@pytest.mark.parametrize(("function", "shape"), [("gram", (333, 20)), ("sample_gram", (20, 333)), ("gram", (200, 140))])
 def test_gram_splits(emulator, function, shape, sets):
     features = make_features((sets, *shape), "float64")
     whole = check(emulator, function, features, multiprocessors=1)
@@ -176,9 +182,7 @@ def test_centred_class_sums(emulator, offset, type):
     x = features.values.astype(np.longdouble)
     distance = abs(x - x[:, :1])
     for order in ORDERS:
-        sizes, sums, means = emulator.run(
-            "centred_class_sums", features, labels=labels, classes=classes, order=order
-        )
+        sizes, sums, means = emulator.run("centred_class_sums", features, labels=labels, classes=classes, order=order)
         assert np.array_equal(sizes, np.bincount(labels, minlength=classes))
         mean_tolerance = 2 * UNIT * abs(x).max() + (rows + 2) * UNIT * distance.mean(axis=1)
         assert (abs(means - x.mean(axis=1)) <= mean_tolerance).all()

@@ -3,5 +3,6 @@
 from transferops.fisher.contraction import softmax_fisher_gram, tangent_gram
 from transferops.fisher.directions import parameter_differences
 from transferops.fisher.information import FisherInformation
+from transferops.fisher.spectrum import EffectiveDimension
 
-__all__ = ["FisherInformation", "parameter_differences", "softmax_fisher_gram", "tangent_gram"]
+__all__ = ["EffectiveDimension", "FisherInformation", "parameter_differences", "softmax_fisher_gram", "tangent_gram"]

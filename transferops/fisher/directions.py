@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,12 +11,13 @@ from torch import nn
 from transferops._validate import describe, fail
 
 Direction = dict[str, torch.Tensor]
+Selection = Callable[[str], bool] | Collection[str] | None
 
 
 def parameter_differences(
     models: Sequence[nn.Module | Mapping[str, torch.Tensor]],
     reference: nn.Module,
-    parameters: Callable[[str], bool] | Collection[str] | None = None,
+    parameters: Selection = None,
 ) -> list[Direction]:
     """delta_k = theta_k - theta_0 over the trainable parameters of a reference model.
 
@@ -42,7 +44,7 @@ def parameter_differences(
     if isinstance(models, (nn.Module, Mapping)):
         got = f"one {type(models).__name__}"
         fail("models", "a sequence of modules or state dictionaries", got, TypeError)
-    selected = _select(reference, parameters)
+    selected = select(reference, parameters)
     differences = []
     for k, model in enumerate(models):
         if isinstance(model, nn.Module):
@@ -55,7 +57,8 @@ def parameter_differences(
     return differences
 
 
-def _select(reference: nn.Module, parameters: Callable[[str], bool] | Collection[str] | None) -> Direction:
+def select(reference: nn.Module, parameters: Selection) -> Direction:
+    """The trainable parameters, or those of them that a predicate or a collection of names picks, detached."""
     trainable = {name: p.detach() for name, p in reference.named_parameters() if p.requires_grad}
     if callable(parameters):
         selected = {name: p for name, p in trainable.items() if parameters(name)}
@@ -73,9 +76,7 @@ def _select(reference: nn.Module, parameters: Callable[[str], bool] | Collection
     return selected
 
 
-def _difference(
-    argument: str, name: str, values: Mapping[str, torch.Tensor], base: torch.Tensor
-) -> torch.Tensor:
+def _difference(argument: str, name: str, values: Mapping[str, torch.Tensor], base: torch.Tensor) -> torch.Tensor:
     if name not in values:
         fail(argument, f"a parameter named {name!r}, as in the reference", "no such parameter")
     value = values[name].detach()
@@ -84,3 +85,71 @@ def _difference(
         fail(argument, expected, f"shape {list(value.shape)}")
     dtype = torch.promote_types(torch.promote_types(value.dtype, base.dtype), torch.float32)
     return value.to(base.device, dtype) - base.to(dtype)
+
+
+def check_directions(directions: Any, model: nn.Module, movable: Direction) -> list[Direction]:
+    """K directions, each under the first name of the parameters it moves; ``movable`` are those that may be named."""
+    if isinstance(directions, (Mapping, torch.Tensor, str)) or not isinstance(directions, Sequence):
+        expected = "a list of dictionaries from parameter name to tensor"
+        fail("directions", expected, describe(directions), TypeError)
+    if not directions:
+        fail("directions", "at least one direction", "none")
+    checked = [check_direction(f"directions[{k}]", d, model, movable) for k, d in enumerate(directions)]
+    if not any(checked):
+        fail("directions", "at least one parameter to move", "empty dictionaries")
+    return checked
+
+
+def check_direction(argument: str, direction: Any, model: nn.Module, movable: Direction) -> Direction:
+    """One direction under the first name of each parameter."""
+    if not isinstance(direction, Mapping):
+        fail(argument, "a dictionary from parameter name to tensor", describe(direction), TypeError)
+    first_name = {id(p): name for name, p in model.named_parameters()}
+    canonical = {name: first_name[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
+    renamed: Direction = {}
+    for name, value in direction.items():
+        if name not in canonical:
+            fail(argument, "names of the model's parameters", repr(name))
+        if canonical[name] not in movable:
+            fail(argument, "names of the selected parameters", repr(name))
+        entry = f"{argument}[{name!r}]"
+        _check_value(entry, value, movable[canonical[name]])
+        other = renamed.setdefault(canonical[name], value)
+        if other is not value and not torch.equal(other, value):
+            fail(entry, f"the values of {canonical[name]!r}, to which it is tied", "others")
+    return renamed
+
+
+def _check_value(argument: str, value: Any, parameter: torch.Tensor) -> None:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        fail(argument, "a floating-point tensor", describe(value), TypeError)
+    if value.shape != parameter.shape:
+        fail(argument, f"shape {list(parameter.shape)}, as the parameter", f"shape {list(value.shape)}")
+    if value.device != parameter.device:
+        fail(argument, f"a tensor on {parameter.device}, as the parameter", f"one on {value.device}")
+
+
+def moved_by(directions: Sequence[Direction], movable: Direction) -> Direction:
+    """The parameters that at least one direction moves."""
+    return {name: p for name, p in movable.items() if any(name in direction for direction in directions)}
+
+
+def stack(directions: Sequence[Direction], name: str, parameter: torch.Tensor) -> torch.Tensor:
+    """[K, *shape] of one parameter, zero where a direction leaves it out, in its dtype."""
+    return torch.stack(
+        [d[name].detach().to(parameter.dtype) if name in d else torch.zeros_like(parameter) for d in directions]
+    )
+
+
+def check_finite(results: Iterable[torch.Tensor], directions: Mapping[str, Direction]) -> None:
+    """Raise if a result is not finite, naming the direction at fault if there is one, else the model.
+
+    Finite sums have finite terms, so the directions need reading only when something is wrong.
+    """
+    if all(bool(value.sum().isfinite() or value.isfinite().all()) for value in results):
+        return
+    for argument, direction in directions.items():
+        for name, value in direction.items():
+            if not value.isfinite().all():
+                fail(f"{argument}[{name!r}]", "finite values", "infinities or NaN among them")
+    fail("model", "finite outputs and derivatives", "infinities or NaN among them")

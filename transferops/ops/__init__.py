@@ -4,6 +4,29 @@ Each takes CPU or CUDA tensors (or NumPy and other DLPack arrays), works under `
 and is registered as ``torch.ops.transferops.<name>`` for use from C++.
 """
 
-from .moments import ClassMoments, NormMoments, SampleGram, class_moments, norm_moments, sample_gram
+from transferops.ops.fisher import (
+    conv_fisher_diagonal,
+    conv_fisher_projection,
+    conv_grad_norm,
+    linear_fisher_diagonal,
+    linear_fisher_projection,
+    linear_grad_norm,
+    softmax_fisher_gram,
+)
+from transferops.ops.moments import ClassMoments, NormMoments, SampleGram, class_moments, norm_moments, sample_gram
 
-__all__ = ["ClassMoments", "NormMoments", "SampleGram", "class_moments", "norm_moments", "sample_gram"]
+__all__ = [
+    "ClassMoments",
+    "NormMoments",
+    "SampleGram",
+    "class_moments",
+    "conv_fisher_diagonal",
+    "conv_fisher_projection",
+    "conv_grad_norm",
+    "linear_fisher_diagonal",
+    "linear_fisher_projection",
+    "linear_grad_norm",
+    "norm_moments",
+    "sample_gram",
+    "softmax_fisher_gram",
+]

@@ -62,4 +62,67 @@ inline NormMoments norm_moments(const at::Tensor& features, const at::Tensor& sh
     return {cubic, quartic};
 }
 
+// Per-sample gradients of weights, G_n, summarised: sum_n G_n * G_n, <G_n, D_k> and |G_n|^2.
+
+inline at::Tensor linear_fisher_diagonal(const at::Tensor& inputs, const at::Tensor& grad_outputs) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::linear_fisher_diagonal", "")
+                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&)>();
+    return op.call(inputs, grad_outputs);
+}
+
+inline at::Tensor linear_fisher_projection(const at::Tensor& inputs, const at::Tensor& grad_outputs,
+                                           const at::Tensor& directions) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::linear_fisher_projection", "")
+                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
+    return op.call(inputs, grad_outputs, directions);
+}
+
+inline at::Tensor linear_grad_norm(const at::Tensor& inputs, const at::Tensor& grad_outputs) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::linear_grad_norm", "")
+                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&)>();
+    return op.call(inputs, grad_outputs);
+}
+
+inline at::Tensor conv_fisher_diagonal(const at::Tensor& inputs, const at::Tensor& grad_outputs,
+                                       at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
+                                       at::IntArrayRef dilation, std::int64_t groups) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::conv_fisher_diagonal", "")
+                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
+                                                 at::IntArrayRef, at::IntArrayRef, std::int64_t)>();
+    return op.call(inputs, grad_outputs, kernel_size, stride, padding, dilation, groups);
+}
+
+inline at::Tensor conv_fisher_projection(const at::Tensor& inputs, const at::Tensor& grad_outputs,
+                                         const at::Tensor& directions, at::IntArrayRef kernel_size,
+                                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                         std::int64_t groups) {
+    static const auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("transferops::conv_fisher_projection", "")
+            .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
+                              at::IntArrayRef, at::IntArrayRef, std::int64_t)>();
+    return op.call(inputs, grad_outputs, directions, kernel_size, stride, padding, dilation, groups);
+}
+
+inline at::Tensor conv_grad_norm(const at::Tensor& inputs, const at::Tensor& grad_outputs, at::IntArrayRef kernel_size,
+                                 at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
+                                 std::int64_t groups) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::conv_grad_norm", "")
+                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
+                                                 at::IntArrayRef, at::IntArrayRef, std::int64_t)>();
+    return op.call(inputs, grad_outputs, kernel_size, stride, padding, dilation, groups);
+}
+
+inline at::Tensor softmax_fisher_gram(const at::Tensor& logits, const at::Tensor& tangents) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::softmax_fisher_gram", "")
+                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&)>();
+    return op.call(logits, tangents);
+}
+
 }  // namespace transferops

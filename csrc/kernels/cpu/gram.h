@@ -1,4 +1,5 @@
-// The symmetric float64 Gram of a centred matrix, blocked for the caches: half the multiplications of a general product.
+// The symmetric float64 Gram of a centred matrix, blocked for the caches: half the multiplications of a general
+// product.
 //
 // Rows are taken in blocks. A block is packed once - converted to float64, centred, laid out in panels - and then each
 // tile of the upper triangle is formed from it. Wide matrices share a block between threads (panels, then tiles are
@@ -9,32 +10,20 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <vector>
 
-#include "gram_tile.h"
 #include "moments.h"
+#include "tile.h"
 
 namespace transferops::cpu {
 
-constexpr std::int64_t kDepth = 256;                // rows that a register tile sums at a time: B panel 16 KiB, in L1
-constexpr std::int64_t kColumnBlock = 8 * kTile;    // columns of A per task: 192 x 256 doubles, 384 KiB, in L2
-constexpr std::int64_t kPackedDoubles = 1 << 20;    // a packed block of about 8 MiB, in L3
-constexpr std::int64_t kNarrow = 2 * kColumnBlock;  // up to here the rows are sliced
+constexpr std::int64_t kGramPanel = kPanel<double>;
+constexpr std::int64_t kGramTile = kTileColumns<double>;
+constexpr std::int64_t kDepth = 256;                  // rows that a register tile sums at a time: B panel 16 KiB, in L1
+constexpr std::int64_t kColumnBlock = 8 * kGramTile;  // columns of A per task: 192 x 256 doubles, 384 KiB, in L2
+constexpr std::int64_t kPackedDoubles = 1 << 20;      // a packed block of about 8 MiB, in L3
+constexpr std::int64_t kNarrow = 2 * kColumnBlock;    // up to here the rows are sliced
 constexpr std::int64_t kSlices = 16;
-
-inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-struct AlignedDelete {
-    void operator()(double* p) const { ::operator delete[](p, std::align_val_t(64)); }
-};
-using AlignedBuffer = std::unique_ptr<double[], AlignedDelete>;
-
-inline AlignedBuffer aligned_buffer(std::int64_t size) {
-    return AlignedBuffer(static_cast<double*>(::operator new[](static_cast<std::size_t>(size) * sizeof(double),
-                                                               std::align_val_t(64))));
-}
 
 // The matrix whose columns are multiplied with each other: element(p, i) for p < depth, i < width. For the class
 // moments p is a row and i a column of the features (shift by i); for the sample Gram the other way round (shift by p).
@@ -52,23 +41,23 @@ struct GramOperand {
 template <class T, bool SHIFT_BY_DEPTH, bool UNIT_WIDTH, bool UNIT_DEPTH>
 __attribute__((always_inline)) inline void pack_panel_as(const GramOperand<T>& x, std::int64_t first, std::int64_t rows,
                                                          std::int64_t panel, double* out) {
-    const std::int64_t column = panel * kPanel;
-    const std::int64_t valid = std::clamp<std::int64_t>(x.width - column, 0, kPanel);
+    const std::int64_t column = panel * kGramPanel;
+    const std::int64_t valid = std::clamp<std::int64_t>(x.width - column, 0, kGramPanel);
     const std::int64_t width_stride = UNIT_WIDTH ? 1 : x.width_stride;
     const std::int64_t depth_stride = UNIT_DEPTH ? 1 : x.depth_stride;
     const T* base = x.data + first * depth_stride + column * width_stride;
-    if (valid < kPanel) {
-        std::memset(out, 0, static_cast<std::size_t>(rows * kPanel) * sizeof(double));
+    if (valid < kGramPanel) {
+        std::memset(out, 0, static_cast<std::size_t>(rows * kGramPanel) * sizeof(double));
         for (std::int64_t p = 0; p < rows; ++p)
             for (std::int64_t i = 0; i < valid; ++i)
-                out[p * kPanel + i] = to_double(base[p * depth_stride + i * width_stride]) -
-                                      x.shift[SHIFT_BY_DEPTH ? first + p : column + i];
+                out[p * kGramPanel + i] = to_double(base[p * depth_stride + i * width_stride]) -
+                                          x.shift[SHIFT_BY_DEPTH ? first + p : column + i];
         return;
     }
     for (std::int64_t p = 0; p < rows; ++p)
-        for (std::int64_t i = 0; i < kPanel; ++i)
-            out[p * kPanel + i] = to_double(base[p * depth_stride + i * width_stride]) -
-                                  x.shift[SHIFT_BY_DEPTH ? first + p : column + i];
+        for (std::int64_t i = 0; i < kGramPanel; ++i)
+            out[p * kGramPanel + i] =
+                to_double(base[p * depth_stride + i * width_stride]) - x.shift[SHIFT_BY_DEPTH ? first + p : column + i];
 }
 
 template <class T>
@@ -86,28 +75,31 @@ TRANSFEROPS_CLONES void pack_panel(const GramOperand<T>& x, std::int64_t first, 
 // against one B block. `packed` holds, per kDepth rows, all panels one after the other.
 inline void gram_block(const double* packed, std::int64_t rows, std::int64_t panels, std::int64_t width,
                        std::int64_t a_block, std::int64_t b_block, double* gram) {
-    alignas(64) double tile[kTileArea];
-    const TileKernel kernel = tile_kernel(cpu_level());
-    const std::int64_t a_end = std::min((a_block + 1) * kColumnBlock, panels * kPanel);
-    const std::int64_t b_end = std::min((b_block + 1) * kColumnBlock, panels * kPanel);
+    alignas(64) double tile[kTileArea<double>];
+    const Level level = cpu_level();
+    const std::int64_t a_end = std::min((a_block + 1) * kColumnBlock, panels * kGramPanel);
+    const std::int64_t b_end = std::min((b_block + 1) * kColumnBlock, panels * kGramPanel);
     for (std::int64_t start = 0; start < rows; start += kDepth) {
         const std::int64_t depth = std::min(kDepth, rows - start);
-        const std::int64_t panel_stride = depth * kPanel;
-        const double* chunk = packed + start * panels * kPanel;
-        for (std::int64_t j = b_block * kColumnBlock; j < b_end; j += kPanel) {
-            for (std::int64_t i = a_block * kColumnBlock; i < a_end; i += kTile) {
-                if (i + kTile <= j) continue;  // wholly below the diagonal
-                kernel(depth, chunk + i / kPanel * panel_stride, panel_stride, chunk + j / kPanel * panel_stride, tile);
-                const std::int64_t columns = std::min(kTile, width - i);
-                const std::int64_t tile_rows = std::min(kPanel, width - j);
+        const std::int64_t panel_stride = depth * kGramPanel;
+        const double* chunk = packed + start * panels * kGramPanel;
+        for (std::int64_t j = b_block * kColumnBlock; j < b_end; j += kGramPanel) {
+            for (std::int64_t i = a_block * kColumnBlock; i < a_end; i += kGramTile) {
+                if (i + kGramTile <= j) continue;  // wholly below the diagonal
+                multiply_tile(level,
+                              TileOperands<double>{depth, chunk + i / kGramPanel * panel_stride, panel_stride,
+                                                   kTilePanels, chunk + j / kGramPanel * panel_stride},
+                              StoreTile<double>{tile});
+                const std::int64_t columns = std::min(kGramTile, width - i);
+                const std::int64_t tile_rows = std::min(kGramPanel, width - j);
                 for (std::int64_t row = 0; row < tile_rows; ++row) {
                     double* target = gram + (j + row) * width + i;
-                    if (columns == kTile)
-                        for (std::int64_t column = 0; column < kTile; ++column)
-                            target[column] += tile[row * kTile + column];
+                    if (columns == kGramTile)
+                        for (std::int64_t column = 0; column < kGramTile; ++column)
+                            target[column] += tile[row * kGramTile + column];
                     else
                         for (std::int64_t column = 0; column < columns; ++column)
-                            target[column] += tile[row * kTile + column];
+                            target[column] += tile[row * kGramTile + column];
                 }
             }
         }
@@ -118,12 +110,13 @@ inline void gram_block(const double* packed, std::int64_t rows, std::int64_t pan
 template <class T>
 void accumulate_gram(const GramOperand<T>& x, std::int64_t begin, std::int64_t end, double* gram,
                      const ParallelFor& parallel_for) {
-    const std::int64_t panels = ceil_div(x.width, kTile) * (kTile / kPanel);
-    const std::int64_t columns = panels * kPanel;
+    const std::int64_t panels = ceil_div(x.width, kGramTile) * (kGramTile / kGramPanel);
+    const std::int64_t columns = panels * kGramPanel;
     const std::int64_t blocks = ceil_div(columns, kColumnBlock);
     const std::int64_t block_rows =
-        std::min(ceil_div(end - begin, kDepth), std::max<std::int64_t>(1, kPackedDoubles / (columns * kDepth))) * kDepth;
-    const AlignedBuffer packed = aligned_buffer(std::min(block_rows, end - begin) * columns);
+        std::min(ceil_div(end - begin, kDepth), std::max<std::int64_t>(1, kPackedDoubles / (columns * kDepth))) *
+        kDepth;
+    const auto packed = aligned_buffer<double>(std::min(block_rows, end - begin) * columns);
 
     std::vector<std::pair<std::int64_t, std::int64_t>> pairs;  // (A block, B block) that touch the upper triangle
     for (std::int64_t b = 0; b < blocks; ++b)
@@ -131,13 +124,13 @@ void accumulate_gram(const GramOperand<T>& x, std::int64_t begin, std::int64_t e
 
     for (std::int64_t first = begin; first < end; first += block_rows) {
         const std::int64_t rows = std::min(block_rows, end - first);
-        const std::int64_t groups = panels * kPanel / kTile;
+        const std::int64_t groups = panels * kGramPanel / kGramTile;
         parallel_for(groups, [&](std::int64_t group) {
             for (std::int64_t start = 0; start < rows; start += kDepth) {
                 const std::int64_t depth = std::min(kDepth, rows - start);
                 for (std::int64_t panel = group * 3; panel < group * 3 + 3; ++panel)
                     pack_panel(x, first + start, depth, panel,
-                               packed.get() + start * columns + panel * depth * kPanel);
+                               packed.get() + start * columns + panel * depth * kGramPanel);
             }
         });
         parallel_for(static_cast<std::int64_t>(pairs.size()), [&](std::int64_t index) {
@@ -163,7 +156,7 @@ void symmetric_gram(const GramOperand<T>& x, double* gram, const ParallelFor& pa
     const std::int64_t slices = x.width <= kNarrow ? std::min(kSlices, ceil_div(x.depth, 4 * kDepth)) : 1;
     if (slices > 1) {
         const std::int64_t slice_rows = ceil_div(x.depth, slices);
-        const AlignedBuffer partial = aligned_buffer((slices - 1) * area);  // the first slice goes to gram itself
+        const auto partial = aligned_buffer<double>((slices - 1) * area);  // the first slice goes to gram itself
         parallel_for(slices, [&](std::int64_t slice) {
             double* out = slice == 0 ? gram : partial.get() + (slice - 1) * area;
             if (slice > 0) std::memset(out, 0, static_cast<std::size_t>(area) * sizeof(double));

@@ -7,10 +7,9 @@
 #endif
 
 // For plain loops: the compiler clones the function per instruction set (needs ifunc support).
-#if defined(TRANSFEROPS_X86_64) && defined(__linux__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define TRANSFEROPS_CLONES \
-  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#if defined(TRANSFEROPS_X86_64) && defined(__linux__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
+#define TRANSFEROPS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define TRANSFEROPS_CLONES
 #endif
@@ -27,17 +26,17 @@ enum class Level { kBaseline, kV3, kV4 };
 
 inline Level cpu_level() {
 #ifdef TRANSFEROPS_X86_64
-  static const Level level = [] {
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-      return Level::kV4;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::kV3;
-    return Level::kBaseline;
-  }();
-  return level;
+    static const Level level = [] {
+        __builtin_cpu_init();
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+            return Level::kV4;
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::kV3;
+        return Level::kBaseline;
+    }();
+    return level;
 #else
-  return Level::kBaseline;
+    return Level::kBaseline;
 #endif
 }
 

@@ -93,8 +93,8 @@ template <class T>
 void class_moments(const MatrixView<T>& features, const std::int64_t* labels, std::int64_t classes,
                    std::int64_t* counts, double* sums, double* gram, double* shift, const ParallelFor& parallel_for) {
     centred_class_sums(features, labels, classes, counts, sums, shift, parallel_for);
-    const GramOperand<T> x{features.data,       features.rows,          features.columns,
-                           features.row_stride, features.column_stride, shift, false};
+    const GramOperand<T> x{features.data, features.rows, features.columns, features.row_stride, features.column_stride,
+                           shift,         false};
     symmetric_gram(x, gram, parallel_for);
 }
 
@@ -104,8 +104,8 @@ void sample_gram(const MatrixView<T>& features, double* gram, double* shift, con
     std::vector<double> sum(static_cast<std::size_t>(features.columns));
     std::int64_t count;
     centred_class_sums(features, one_class.data(), 1, &count, sum.data(), shift, parallel_for);
-    const GramOperand<T> x{features.data,          features.columns,    features.rows,
-                           features.column_stride, features.row_stride, shift, true};
+    const GramOperand<T> x{
+        features.data, features.columns, features.rows, features.column_stride, features.row_stride, shift, true};
     symmetric_gram(x, gram, parallel_for);
 }
 
@@ -131,8 +131,8 @@ void norm_moments(const MatrixView<T>& features, const double* shift, double* cu
     }
 }
 
-#define TRANSFEROPS_INSTANTIATE(T)                                                                                  \
-    template void class_moments(const MatrixView<T>&, const std::int64_t*, std::int64_t, std::int64_t*, double*,  \
+#define TRANSFEROPS_INSTANTIATE(T)                                                                               \
+    template void class_moments(const MatrixView<T>&, const std::int64_t*, std::int64_t, std::int64_t*, double*, \
                                 double*, double*, const ParallelFor&);                                           \
     template void sample_gram(const MatrixView<T>&, double*, double*, const ParallelFor&);                       \
     template void norm_moments(const MatrixView<T>&, const double*, double*, double*, const ParallelFor&);

@@ -12,7 +12,7 @@ namespace transferops::cpu {
 using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
 
 inline void serial_for(int64_t count, const std::function<void(int64_t)>& body) {
-  for (int64_t i = 0; i < count; ++i) body(i);
+    for (int64_t i = 0; i < count; ++i) body(i);
 }
 
 }  // namespace transferops::cpu

@@ -1,7 +1,7 @@
-// What every CUDA kernel here shares: launching, shared memory, wide loads and stores, the float64 tensor core.
+// What every CUDA kernel here shares: launching, shared memory, wide loads and stores, the tensor cores.
 //
-// dynamic_shared and mma_f64 are all that is not plain CUDA C++: the emulation in tests/kernels has twins of the two,
-// and everything else below runs there as it stands.
+// dynamic_shared, load_transposed and the mma_ functions are all that is not plain CUDA C++: the emulation in
+// tests/kernels has twins of them, and everything else below runs there as it stands.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,6 +9,7 @@
 #include <climits>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "../scalar.h"
@@ -49,6 +50,44 @@ __device__ __forceinline__ void mma_f64(double (&c)[4], const double (&a)[4], co
 #endif
 }
 
+// c += a b over a 16 x 8 x 8 block, in the layout of mma_f64. Of a and b only the 19 bits of a tf32 count (sign, 8 of
+// the exponent, 10 of the fraction); the products are exact, the sums float32 and rounded towards zero.
+__device__ __forceinline__ void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
+
+// c += a b over a 16 x 8 x 16 block of float16 or bfloat16, two to a word, the lower half first:
+//   a[2 j + h] = A[g + 8 h][2 t + 8 j ..], b[j] = B[2 t + 8 j ..][g], c as above, sums as in mma_tf32.
+template <class T>
+__device__ __forceinline__ void mma_16bit(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+    if constexpr (std::is_same_v<T, bfloat16>)
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    else
+        asm volatile(
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The transposes of four 8 x 8 matrices of 16-bit elements in shared memory, by the whole warp: lane i names row i % 8
+// of matrix i / 8, 16 bytes aligned to 16. words[m] = elements [2 t][g] and [2 t + 1][g] of matrix m.
+__device__ __forceinline__ void load_transposed(std::uint32_t (&words)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(row)))
+                 : "memory");
+}
+
 #endif
 
 template <class T, int kWidth>
@@ -86,6 +125,25 @@ __device__ __forceinline__ void store_vector(double* target, const double (&valu
             if (v + 1 < width) target[v + 1] = values[v + 1];
         }
     }
+}
+
+// The sum over p = 0 .. count - 1 of part(p), a number of its own for each lane, in the first warp of a block of 256
+// threads; takes 2 KiB of shared memory. Each warp adds one stretch of the parts in order, then the stretches are added
+// in order.
+template <class Part>
+__device__ double sum_parts(std::int64_t count, Part part) {
+    constexpr int kWarps = 8;
+    double* const stretches = dynamic_shared();
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    const std::int64_t length = ceil_div(count, kWarps);
+    const std::int64_t begin = warp * length, end = min(begin + length, count);
+    double sum = 0;
+#pragma unroll 8
+    for (std::int64_t p = begin; p < end; ++p) sum += part(p);
+    stretches[threadIdx.x] = sum;
+    __syncthreads();
+    for (int w = 1; w < kWarps && warp == 0; ++w) sum += stretches[w * kWarp + lane];
+    return sum;
 }
 
 inline bool is_aligned(const void* pointer, std::size_t bytes) {

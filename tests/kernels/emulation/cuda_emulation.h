@@ -375,4 +375,73 @@ inline void mma_f64(double (&c)[4], const double (&a)[4], const double (&b)[2],
     });
 }
 
+// The sums of the narrow tensor cores: exact up to double, then float, rounded towards zero.
+inline float round_towards_zero(double value) {
+    const float nearest = static_cast<float>(value);
+    return std::abs(static_cast<double>(nearest)) > std::abs(value) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+// c += a b over a 16 x 8 x kDepth block; `unpack` writes the part of A and of B (by column) that a lane holds.
+template <int kDepth, class Word, class Unpack>
+void mma_float(float (&c)[4], const Word (&a)[4], const Word (&b)[2], unsigned line, Unpack unpack) {
+    struct Operand {
+        float* c;
+        const Word *a, *b;
+    } mine{c, a, b};
+    emulation::collective(0xffffffffu, &mine, line, [&](auto& operands, unsigned lanes) {
+        if (lanes != 32) emulation::fail("mma in a warp of %u lanes", lanes);
+        double left[16][kDepth], right[8][kDepth];
+        for (int lane = 0; lane < 32; ++lane) {
+            const Operand& operand = *static_cast<Operand*>(operands[lane]);
+            for (int i = 0; i < 4; ++i)
+                unpack(left[lane / 4 + i % 2 * 8] + i / 2 * (kDepth / 2), lane % 4, operand.a[i]);
+            for (int j = 0; j < 2; ++j) unpack(right[lane / 4] + j * (kDepth / 2), lane % 4, operand.b[j]);
+        }
+        for (int lane = 0; lane < 32; ++lane) {
+            float* out = static_cast<Operand*>(operands[lane])->c;
+            for (int i = 0; i < 4; ++i) {
+                double sum = out[i];
+                for (int k = 0; k < kDepth; ++k) sum += left[lane / 4 + i / 2 * 8][k] * right[lane % 4 * 2 + i % 2][k];
+                out[i] = round_towards_zero(sum);
+            }
+        }
+    });
+}
+
+// The twins of mma_tf32, mma_16bit and load_transposed in csrc/kernels/cuda/device.h.
+inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2],
+                     std::source_location where = std::source_location::current()) {
+    mma_float<8>(c, a, b, where.line(), [](double* row, int member, float word) {
+        row[member] = std::bit_cast<float>(std::bit_cast<std::uint32_t>(word) & 0xffffe000u);
+    });
+}
+
+template <class T>
+void mma_16bit(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2],
+               std::source_location where = std::source_location::current()) {
+    mma_float<16>(c, a, b, where.line(), [](double* row, int member, std::uint32_t word) {
+        row[2 * member] = to_float(T{static_cast<std::uint16_t>(word)});
+        row[2 * member + 1] = to_float(T{static_cast<std::uint16_t>(word >> 16)});
+    });
+}
+
+inline void load_transposed(std::uint32_t (&words)[4], const void* row,
+                            std::source_location where = std::source_location::current()) {
+    struct Operand {
+        std::uint32_t* words;
+        const std::uint16_t* row;
+    } mine{words, static_cast<const std::uint16_t*>(row)};
+    if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) emulation::fail("load_transposed from a misaligned address");
+    emulation::collective(0xffffffffu, &mine, where.line(), [](auto& operands, unsigned lanes) {
+        if (lanes != 32) emulation::fail("load_transposed in a warp of %u lanes", lanes);
+        const auto at = [&](int matrix, int row, int column) -> std::uint32_t {
+            return static_cast<Operand*>(operands[matrix * 8 + row])->row[column];
+        };
+        for (int lane = 0; lane < 32; ++lane)
+            for (int m = 0; m < 4; ++m)
+                static_cast<Operand*>(operands[lane])->words[m] =
+                    at(m, lane % 4 * 2, lane / 4) | at(m, lane % 4 * 2 + 1, lane / 4) << 16;
+    });
+}
+
 }  // namespace transferops::cuda

@@ -1,20 +1,12 @@
-// Runs the kernels of csrc/kernels/cuda in the emulation, one request after the other: a header and arrays on standard
-// input, the results on standard output; emulator.py is the other side. Every buffer is an allocation of exactly its
-// size, so that AddressSanitizer sees an access beyond any of them; all memory that is not input is filled with NaN.
-
-#include <sys/mman.h>
-
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
+// The harness of the moments family.
 
 #include "centring.h"
+#include "harness.h"
 #include "moments.h"
 
 namespace {
 
+using namespace harness;
 using namespace transferops;
 
 struct Request {
@@ -23,50 +15,8 @@ struct Request {
     std::int64_t classes, multiprocessors, has_shift;
 };
 
-void read_exactly(void* target, std::size_t bytes) {
-    if (std::fread(target, 1, bytes, stdin) != bytes) std::exit(0);  // the other side has closed the pipe
-}
-
 template <class T>
-class Buffer {
-  public:
-    explicit Buffer(std::int64_t count) : bytes_(count * sizeof(T)) {
-        if (sparse()) {
-            memory_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (memory_ == MAP_FAILED) std::exit(72);
-        } else {
-            memory_ = std::malloc(bytes_);
-            std::memset(memory_, 0xff, bytes_);  // NaN in every type
-        }
-    }
-    ~Buffer() {
-        if (sparse())
-            munmap(memory_, bytes_);
-        else
-            std::free(memory_);
-    }
-    Buffer(const Buffer&) = delete;
-
-    T* get() const { return static_cast<T*>(memory_); }
-    const Buffer& read() const { return read_exactly(memory_, bytes_), *this; }
-    void write() const { std::fwrite(memory_, 1, bytes_, stdout); }
-
-  private:
-    bool sparse() const { return bytes_ > std::size_t{1} << 30; }  // for strides beyond 2^31: only pages in use exist
-
-    std::size_t bytes_;
-    void* memory_;
-};
-
-using Doubles = Buffer<double>;
-
-void write_header(cudaError_t status, std::int64_t workspace) {
-    const std::int64_t header[2] = {status, workspace};
-    std::fwrite(header, sizeof header, 1, stdout);
-}
-
-template <class T>
-void answer(const Request& r) {
+void answer(const Request& r, T*) {
     const bool empty = r.sets == 0 || r.rows == 0 || r.columns == 0;
     const std::int64_t extent = (r.sets - 1) * r.set_stride + (r.rows - 1) * r.row_stride + r.columns;
     const Buffer<T> memory(r.displacement + (empty ? 0 : extent));
@@ -137,25 +87,5 @@ void answer(const Request& r) {
 }  // namespace
 
 int main() {
-    for (Request request;;) {
-        read_exactly(&request, sizeof request);
-        emulation::order = static_cast<emulation::Order>(request.order);
-        emulation::seed = static_cast<std::uint64_t>(request.seed);
-        switch (request.type) {
-#ifndef FLOAT_ONLY  // a mutant is compiled for one type
-            case 1:
-                answer<double>(request);
-                break;
-            case 2:
-                answer<float16>(request);
-                break;
-            case 3:
-                answer<bfloat16>(request);
-                break;
-#endif
-            default:
-                answer<float>(request);
-        }
-        std::fflush(stdout);
-    }
+    harness::serve<Request>([](const Request& request, auto* type) { answer(request, type); });
 }

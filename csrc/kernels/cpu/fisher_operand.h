@@ -1,0 +1,257 @@
+// A layer's inputs and output gradients as one matrix [positions, columns] per sample, and packing of its panels.
+//
+// Element (n, t, i) stands at sample(n)[positions[t] + columns[i]]: two tables make a linear layer, a convolution of
+// any stride, dilation and grouping, and either side's transpose the same thing, and unfolded inputs exist only as the
+// few panels in cache. A padded convolution is read from a copy of the images of some samples with the border around
+// them.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <vector>
+
+#include "fisher.h"
+#include "tile.h"
+
+namespace transferops::cpu {
+
+template <class C, class E>
+TRANSFEROPS_INLINE C convert(E x) {
+    if constexpr (std::is_same_v<C, double>)
+        return to_double(x);
+    else
+        return to_float(x);
+}
+
+inline bool is_run(const std::int64_t* offsets, std::int64_t count) {
+    for (std::int64_t i = 1; i < count; ++i)
+        if (offsets[i] != offsets[0] + i) return false;
+    return true;
+}
+
+template <class C>
+using Square = C[kPanel<C>][kPanel<C>];
+
+// out[q * stride + l] = square[l][q] for q < count, by 16-byte vectors: compilers turn squares element by element.
+template <class C>
+__attribute__((always_inline)) inline void turn(const Square<C>& square, std::int64_t count, C* out,
+                                                std::int64_t stride) {
+    constexpr int kSide = 16 / sizeof(C);
+    using Vectors = Simd<C, kSide>;
+    for (std::int64_t q = 0; q < count; q += kSide)
+        for (std::int64_t l = 0; l < kPanel<C>; l += kSide) {
+            typename Vectors::Vector row[kSide], column[kSide];
+            for (int i = 0; i < kSide; ++i) row[i] = Vectors::load(&square[l + i][q]);
+            if constexpr (kSide == 4) {
+                const auto low = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+                const auto high = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+                const auto low_next = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+                const auto high_next = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+                column[0] = __builtin_shufflevector(low, low_next, 0, 1, 4, 5);
+                column[1] = __builtin_shufflevector(low, low_next, 2, 3, 6, 7);
+                column[2] = __builtin_shufflevector(high, high_next, 0, 1, 4, 5);
+                column[3] = __builtin_shufflevector(high, high_next, 2, 3, 6, 7);
+            } else {
+                column[0] = __builtin_shufflevector(row[0], row[1], 0, 2);
+                column[1] = __builtin_shufflevector(row[0], row[1], 1, 3);
+            }
+            for (int i = 0; i < kSide && q + i < count; ++i) Vectors::at(out + (q + i) * stride + l) = column[i];
+        }
+}
+
+// out [count][kPanel]: element (p, l) = data[depth[p] + width[l]] for l < valid, zero in the lanes beyond.
+template <class C, class E>
+TRANSFEROPS_CLONES void pack_panel(const E* data, const std::int64_t* depth, std::int64_t count,
+                                   const std::int64_t* width, std::int64_t valid, C* __restrict__ out) {
+    constexpr std::int64_t kLanes = kPanel<C>;
+    if (valid < kLanes) std::memset(out, 0, static_cast<std::size_t>(count * kLanes) * sizeof(C));
+    if (is_run(width, valid)) {
+        const E* first = data + width[0];
+        if (valid == kLanes) {
+            for (std::int64_t p = 0; p < count; ++p)
+                for (std::int64_t l = 0; l < kLanes; ++l) out[p * kLanes + l] = convert<C>(first[depth[p] + l]);
+        } else {
+            for (std::int64_t p = 0; p < count; ++p)
+                for (std::int64_t l = 0; l < valid; ++l) out[p * kLanes + l] = convert<C>(first[depth[p] + l]);
+        }
+        return;
+    }
+    Square<C> square = {};
+    for (std::int64_t p = 0, step; p < count; p += step) {
+        step = std::min(kLanes, count - p);
+        if (is_run(depth + p, step)) {  // a square is read along its rows and turned
+            for (std::int64_t l = 0; l < valid; ++l) {
+                const E* source = data + depth[p] + width[l];
+                if (step == kLanes)
+                    for (std::int64_t q = 0; q < kLanes; ++q) square[l][q] = convert<C>(source[q]);
+                else
+                    for (std::int64_t q = 0; q < step; ++q) square[l][q] = convert<C>(source[q]);
+            }
+            turn<C>(square, step, out + p * kLanes, kLanes);
+        } else {
+            for (std::int64_t q = p; q < p + step; ++q)
+                for (std::int64_t l = 0; l < valid; ++l) out[q * kLanes + l] = convert<C>(data[depth[q] + width[l]]);
+        }
+    }
+}
+
+inline std::int64_t volume(const Extent& x) { return x[0] * x[1] * x[2]; }
+
+// One table entry per point of a box, last dimension fastest.
+inline std::vector<std::int64_t> box_offsets(const Extent& size, const Extent& stride) {
+    std::vector<std::int64_t> offsets;
+    offsets.reserve(static_cast<std::size_t>(volume(size)));
+    for (std::int64_t z = 0; z < size[0]; ++z)
+        for (std::int64_t y = 0; y < size[1]; ++y)
+            for (std::int64_t x = 0; x < size[2]; ++x) offsets.push_back(z * stride[0] + y * stride[1] + x * stride[2]);
+    return offsets;
+}
+
+inline Extent operator*(const Extent& a, const Extent& b) { return {a[0] * b[0], a[1] * b[1], a[2] * b[2]}; }
+
+// Where one weight matrix per group meets a sample: `columns` inputs under the window by `rows` outputs.
+struct LayerShape {
+    std::int64_t samples, positions, groups, rows, columns;
+    std::vector<std::int64_t> weight_index;  // of a column, within a row of the weight [rows, channels, *kernel]
+
+    template <class T>
+    explicit LayerShape(const LayerBatch<T>& layer)
+        : samples(layer.inputs.samples),
+          positions(volume(layer.grad_outputs.size)),
+          groups(layer.window.groups),
+          rows(layer.grad_outputs.channels / groups) {
+        // Columns are ordered with the channels fastest: neighbours in a channels-last image.
+        const std::int64_t taps = volume(layer.window.kernel), channels = layer.inputs.channels / groups;
+        columns = taps * channels;
+        for (std::int64_t tap = 0; tap < taps; ++tap)
+            for (std::int64_t c = 0; c < channels; ++c) weight_index.push_back(c * taps + tap);
+    }
+};
+
+// Read where it stands.
+template <class T>
+struct Operand {
+    using Element = T;
+    const T* data;
+    std::int64_t sample_stride;
+    std::vector<std::int64_t> positions;
+    std::vector<std::int64_t> columns;  // those of group 0, then group 1, ...
+
+    const T* sample(std::int64_t n) const { return data + n * sample_stride; }
+    std::int64_t elements_per_sample() const { return 0; }  // that have to be held
+    void begin(std::int64_t, std::int64_t) {}
+    void load(std::int64_t) {}
+};
+
+template <class T>
+Operand<T> output_operand(const SignalView<T>& x) {
+    return {x.data, x.sample_stride, box_offsets(x.size, x.stride),
+            box_offsets({1, 1, x.channels}, {0, 0, x.channel_stride})};
+}
+
+// The inputs under the window, for inputs that include their padding.
+template <class T>
+Operand<T> input_operand(const SignalView<T>& x, const Window& window, const Extent& output_size) {
+    Operand<T> operand{x.data, x.sample_stride, box_offsets(output_size, x.stride * window.stride), {}};
+    const auto taps = box_offsets(window.kernel, x.stride * window.dilation);
+    const std::int64_t channels = x.channels / window.groups;
+    for (std::int64_t g = 0; g < window.groups; ++g)
+        for (const std::int64_t tap : taps)
+            for (std::int64_t c = 0; c < channels; ++c)
+                operand.columns.push_back(tap + (g * channels + c) * x.channel_stride);
+    return operand;
+}
+
+// Read from channels-last copies of a few samples at a time, with a border of zeros.
+template <class T>
+struct PaddedOperand {
+    using Element = Compute<T>;
+    SignalView<T> source;
+    Extent padding, padded, stride;
+    std::int64_t first = 0, held = 0;
+    AlignedBuffer<Element> images;
+    std::vector<std::int64_t> positions, columns;
+
+    explicit PaddedOperand(const LayerBatch<T>& layer) : source(layer.inputs), padding(layer.window.padding) {
+        for (int d = 0; d < 3; ++d) padded[d] = source.size[d] + 2 * padding[d];
+        stride = {padded[1] * padded[2] * source.channels, padded[2] * source.channels, source.channels};
+        const SignalView<Element> view{nullptr, 0, source.channels, padded, elements_per_sample(), 1, stride};
+        auto tables = input_operand(view, layer.window, layer.grad_outputs.size);
+        positions = std::move(tables.positions);
+        columns = std::move(tables.columns);
+    }
+
+    const Element* sample(std::int64_t n) const { return images.get() + (n - first) * elements_per_sample(); }
+    std::int64_t elements_per_sample() const { return volume(padded) * source.channels; }
+
+    // Makes room for samples first_sample .. first_sample+count-1; borders are written once, load never touches them.
+    void begin(std::int64_t first_sample, std::int64_t count) {
+        first = first_sample;
+        if (count <= held) return;
+        held = count;
+        images = aligned_buffer<Element>(held * elements_per_sample());
+        std::memset(images.get(), 0, static_cast<std::size_t>(held * elements_per_sample()) * sizeof(Element));
+    }
+
+    void load(std::int64_t n) {
+        Element* image = images.get() + (n - first) * elements_per_sample();
+        for (std::int64_t z = 0; z < source.size[0]; ++z)
+            for (std::int64_t y = 0; y < source.size[1]; ++y)
+                copy_row(source, source.data + n * source.sample_stride + z * source.stride[0] + y * source.stride[1],
+                         image + (z + padding[0]) * stride[0] + (y + padding[1]) * stride[1] + padding[2] * stride[2]);
+    }
+
+  private:
+    // [channels, width] to [width][channels].
+    TRANSFEROPS_CLONES static void copy_row(const SignalView<T>& x, const T* row, Element* __restrict__ out) {
+        const std::int64_t width = x.size[2], channels = x.channels;
+        if (x.channel_stride == 1) {
+            for (std::int64_t i = 0; i < width; ++i)
+                for (std::int64_t c = 0; c < channels; ++c)
+                    out[i * channels + c] = convert<Element>(row[i * x.stride[2] + c]);
+            return;
+        }
+        constexpr std::int64_t kLanes = kPanel<Element>;
+        std::int64_t c = 0;
+        for (; x.stride[2] == 1 && c + kLanes <= channels; c += kLanes)
+            for (std::int64_t first = 0; first < width; first += kLanes) {
+                const std::int64_t count = std::min(kLanes, width - first);
+                Square<Element> square;
+                for (std::int64_t l = 0; l < kLanes; ++l) {
+                    const T* source = row + (c + l) * x.channel_stride + first;
+                    for (std::int64_t i = 0; i < count; ++i) square[l][i] = convert<Element>(source[i]);
+                }
+                turn<Element>(square, count, out + first * channels + c, channels);
+            }
+        for (; c < channels; ++c)
+            for (std::int64_t i = 0; i < width; ++i)
+                out[i * channels + c] = convert<Element>(row[c * x.channel_stride + i * x.stride[2]]);
+    }
+};
+
+// Calls body(inputs, grad_outputs) with the operands of a layer.
+template <class T, class Body>
+void with_operands(const LayerBatch<T>& layer, const Body& body) {
+    const Operand<T> outputs = output_operand(layer.grad_outputs);
+    if (volume(layer.window.kernel) == 1 && layer.window.padding == Extent{0, 0, 0}) {
+        Operand<T> inputs = input_operand(layer.inputs, layer.window, layer.grad_outputs.size);
+        body(inputs, outputs);
+    } else {
+        PaddedOperand<T> inputs(layer);
+        body(inputs, outputs);
+    }
+}
+
+// The same matrix with all samples' positions one after the other, as those of one sample.
+template <class Source>
+Operand<typename Source::Element> all_samples_as_one(Source& x, std::int64_t samples, const ParallelFor& parallel_for) {
+    x.begin(0, samples);
+    parallel_for(samples, [&](std::int64_t n) { x.load(n); });
+    Operand<typename Source::Element> one{x.sample(0), 0, {}, x.columns};
+    for (std::int64_t n = 0; n < samples; ++n)
+        for (const std::int64_t position : x.positions) one.positions.push_back(x.sample(n) - x.sample(0) + position);
+    return one;
+}
+
+}  // namespace transferops::cpu

@@ -1,0 +1,550 @@
+// Kernels and launchers of fisher.h: one kernel that makes tiles of per-sample gradients, and three things done with a
+// tile while it is in registers. Figures in the comments are budgets and floors, not yet measured on a GPU: an H200 has
+// 132 multiprocessors, dense tensor rates of 990 (16-bit), 495 (tf32) and 67 TFLOP/s (float64) by its datasheet, of
+// which mma.sync reaches about two thirds, and L2 gives a multiprocessor about 24 bytes per clock.
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include "fisher.h"
+#include "fisher_tiles.h"
+
+namespace transferops::cuda {
+namespace {
+
+// What is done with a tile.
+struct Diagonal {};
+struct Projection {};
+struct Norm {};
+
+template <class T, class Use>
+using ShapeFor = TileShape<T, sizeof(T) == 2 && !std::is_same_v<Use, Projection>>;
+
+// A layer as the kernel sees it: per sample and group a matrix rows x columns, the product of two operands.
+template <class Operand>
+struct Gradients {
+    Operand left, right;
+    std::int64_t samples, groups;
+
+    __host__ __device__ std::int64_t rows() const { return left.columns; }
+    __host__ __device__ std::int64_t columns() const { return right.columns; }
+    __host__ __device__ std::int64_t weights() const { return groups * rows() * columns(); }
+    bool empty() const { return samples == 0 || left.positions == 0 || weights() == 0; }
+};
+
+// Which blocks do what: block (slot, split) of chunk c takes the tiles slot, slot + slots, ..., for split_samples
+// samples each and up to `chunk` directions.
+struct Plan {
+    std::int64_t row_tiles, column_tiles, tiles;
+    std::int64_t slots, splits, split_samples;
+    std::int64_t chunk, chunks;
+
+    Grid grid() const { return {slots * splits, chunks}; }
+};
+
+// Weighs the blocks that run at a time against the parts written and read, in units of one slab (about 0.4 us).
+Plan plan_tiles(std::int64_t groups, std::int64_t row_tiles, std::int64_t column_tiles, std::int64_t samples,
+                std::int64_t slabs, std::int64_t most_slots, std::int64_t count, std::int64_t most_chunk,
+                double part_cost, int multiprocessors) {
+    constexpr double kBlockCost = 4;
+    constexpr std::int64_t kMostBlocks = 8;  // per multiprocessor
+    Plan best{row_tiles, column_tiles, groups * row_tiles * column_tiles, 0, 0, 0, 0, ceil_div(count, most_chunk)};
+    best.chunk = ceil_div(count, best.chunks);
+    best.slots = std::min(best.tiles, most_slots);
+    const std::int64_t turns = ceil_div(best.tiles, best.slots), blocks = best.slots * best.chunks;
+    const std::int64_t most = std::clamp<std::int64_t>(kMostBlocks * multiprocessors / blocks, 1, samples);
+    double least = HUGE_VAL;
+    for (std::int64_t wanted = 1; wanted <= most; ++wanted) {
+        const std::int64_t split_samples = ceil_div(samples, wanted), splits = ceil_div(samples, split_samples);
+        const double cost = ceil_div(blocks * splits, multiprocessors) * turns * (split_samples * slabs + kBlockCost) +
+                            (splits > 1 ? part_cost * blocks * splits : 0);
+        if (cost < least) {
+            least = cost;
+            best.splits = splits;
+            best.split_samples = split_samples;
+        }
+    }
+    return best;
+}
+
+// Dynamic shared memory, in this order: two slabs of each operand in turn; the tables of columns; two sets of the
+// warps' sums; the directions.
+template <class Operand, class Use>
+struct Shared {
+    using T = typename Operand::Element;
+    using Shape = ShapeFor<T, Use>;
+    using Left = Slab<T, Shape::kRows, Shape::kDepth>;
+    using Right = Slab<T, Shape::kColumns, Shape::kDepth>;
+    using Column = typename Operand::Column;
+    static constexpr bool kHasTables = !std::is_empty_v<Column>;
+    static constexpr std::size_t kSlabs = 2 * (Left::kBytes + Right::kBytes);
+    static constexpr std::size_t kTables = kHasTables ? (Shape::kRows + Shape::kColumns) * sizeof(Column) : 0;
+    static constexpr std::size_t kDirection = Shape::kElements * sizeof(Compute<T>);
+    static constexpr std::size_t kMost = 227 * 1024;
+
+    __host__ __device__ static constexpr std::size_t sums(std::int64_t chunk) {
+        return std::is_same_v<Use, Diagonal> ? 0 : ceil_div(2 * kTileWarps * chunk * sizeof(Compute<T>), 16) * 16;
+    }
+    static constexpr std::size_t bytes(std::int64_t chunk) {
+        return kSlabs + kTables + sums(chunk) + (std::is_same_v<Use, Projection> ? chunk * kDirection : 0);
+    }
+    static constexpr std::int64_t most_chunk() {
+        std::int64_t chunk = 1;
+        while (std::is_same_v<Use, Projection> && bytes(chunk + 1) <= kMost) ++chunk;
+        return chunk;
+    }
+    static_assert(bytes(1) <= kMost && most_chunk() <= kTileThreads);
+};
+
+// Where a thread's part of a tile lies: fragment (m, n), half h, element e.
+template <class Shape>
+struct TilePlace {
+    std::int64_t group, first_row, first_column;  // of the tile
+    int row, column;                              // of the thread in it
+
+    __device__ TilePlace(const Plan& plan, std::int64_t tile)
+        : group(tile / plan.column_tiles / plan.row_tiles),
+          first_row(tile / plan.column_tiles % plan.row_tiles * Shape::kRows),
+          first_column(tile % plan.column_tiles * Shape::kColumns) {
+        const int lane = threadIdx.x % kWarp;
+        row = warp_row() + lane / 4;
+        column = warp_column() + lane % 4 * 2;
+    }
+
+    __device__ static int warp_row() { return threadIdx.x / kWarp % Shape::kWarpsDown * Shape::kWarpRows; }
+    __device__ static int warp_column() { return threadIdx.x / kWarp / Shape::kWarpsDown * Shape::kWarpColumns; }
+
+    // body(m, n, i, index) for accumulator i of fragment (m, n), with its index in the weight, or -1 if it has none.
+    template <class Operand, class Body>
+    __device__ void for_each(const Gradients<Operand>& x, Body body) const {
+#pragma unroll
+        for (int n = 0; n < Shape::kFragmentColumns; ++n)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+                const std::int64_t c = first_column + column + n * 8 + e;
+                const std::int64_t weight_column = c < x.columns() ? x.right.weight_column(c) : -1;
+#pragma unroll
+                for (int m = 0; m < Shape::kFragmentRows; ++m)
+#pragma unroll
+                    for (int h = 0; h < 2; ++h) {
+                        const std::int64_t r = first_row + row + m * 16 + h * 8;
+                        const bool exists = r < x.rows() && weight_column >= 0;
+                        body(m, n, 2 * h + e, exists ? (group * x.rows() + r) * x.columns() + weight_column : -1);
+                    }
+            }
+    }
+};
+
+// Directions in shared memory in the order of the accumulators, so that a warp reads 512 neighbouring bytes; each
+// thread writes and reads its own.
+template <class Shape, class C>
+__device__ C* own_direction(C* directions, int k, int m, int n, int i) {
+    constexpr int kWidth = 16 / sizeof(C);
+    const int fragment = (k * Shape::kFragmentRows + m) * Shape::kFragmentColumns + n;
+    return directions + ((fragment * 4 + i / kWidth * kWidth) * kTileThreads + threadIdx.x * kWidth + i % kWidth);
+}
+
+template <class Shape, class C>
+using Accumulators = C[Shape::kFragmentRows][Shape::kFragmentColumns][4];
+
+template <class Shape, class C>
+__device__ C dot(const Accumulators<Shape, C>& gradient, const C* directions, int k) {
+    constexpr int kWidth = 16 / sizeof(C);
+    C sums[kWidth] = {};
+#pragma unroll
+    for (int m = 0; m < Shape::kFragmentRows; ++m)
+#pragma unroll
+        for (int n = 0; n < Shape::kFragmentColumns; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; i += kWidth) {
+                const auto direction =
+                    *reinterpret_cast<const Vector<C, kWidth>*>(own_direction<Shape>(directions, k, m, n, i));
+#pragma unroll
+                for (int v = 0; v < kWidth; ++v) sums[v] += gradient[m][n][i + v] * direction.values[v];
+            }
+#pragma unroll
+    for (int v = 1; v < kWidth; ++v) sums[0] += sums[v];
+    return sums[0];
+}
+
+template <class Shape, class C>
+__device__ C square(const Accumulators<Shape, C>& gradient) {
+    C sums[4] = {};
+#pragma unroll
+    for (int m = 0; m < Shape::kFragmentRows; ++m)
+#pragma unroll
+        for (int n = 0; n < Shape::kFragmentColumns; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[i] += gradient[m][n][i] * gradient[m][n][i];
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// gradient += the product of two slabs. The tensor cores round float sums towards zero, so those of float operands are
+// theirs only within a slab. `before(step)` and `after(step)` run around each step.
+template <class Operand, class Use, class C, class Before, class After>
+__device__ void multiply_slabs(Accumulators<ShapeFor<typename Operand::Element, Use>, C>& gradient,
+                               const typename Operand::Element* left, const typename Operand::Element* right,
+                               Before before, After after) {
+    using T = typename Operand::Element;
+    using Layout = Shared<Operand, Use>;
+    using Shape = typename Layout::Shape;
+    constexpr bool kPromotes = std::is_same_v<T, float>;
+    C fresh[kPromotes ? Shape::kFragmentRows : 1][Shape::kFragmentColumns][4] = {};
+#pragma unroll
+    for (int step = 0; step < Shape::kSteps; ++step) {
+        before(step);
+        const int position = step * Shape::kStepDepth;
+        Fragment<T> a[Shape::kFragmentRows], b;
+#pragma unroll
+        for (int m = 0; m < Shape::kFragmentRows; ++m)
+            a[m].template load<typename Layout::Left>(left, TilePlace<Shape>::warp_row() + m * 16, position);
+#pragma unroll
+        for (int n = 0; n < Shape::kFragmentColumns; ++n) {
+            if (n % 2 == 0)
+                b.template load<typename Layout::Right>(right, TilePlace<Shape>::warp_column() + n * 8, position);
+#pragma unroll
+            for (int m = 0; m < Shape::kFragmentRows; ++m) {
+                if constexpr (kPromotes)
+                    multiply(fresh[m][n], a[m], b, n % 2);
+                else
+                    multiply(gradient[m][n], a[m], b, n % 2);
+            }
+        }
+        after(step);
+    }
+    if constexpr (kPromotes) {
+#pragma unroll
+        for (int m = 0; m < Shape::kFragmentRows; ++m)
+#pragma unroll
+            for (int n = 0; n < Shape::kFragmentColumns; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) gradient[m][n][i] += fresh[m][n][i];
+    }
+}
+
+// One block per slot of tiles, split of samples and chunk of directions. The slabs of all its samples are one stream:
+// while the warps multiply one pair in shared memory the next is on its way to registers, one barrier per slab, and
+// what is done with a finished gradient runs beside the loads of the next sample.
+//   diagonal: its square is added to a second set of accumulators, written per split;
+//   projection, norm: dotted with the directions in shared memory or with itself; summed over lanes by shuffles, over
+//     warps after the next barrier, over the tiles of the slot in parts[slot][sample][direction].
+// 256 threads (8 warps), at most 255 registers (float 208): one block per multiprocessor, 2 warps per scheduler. Tiles
+// are 128 x 128 for 16-bit types (but in a projection) and 128 x 64 otherwise. Shared memory: 35 KiB (16-bit), 26
+// (float) or 50 (double) of slabs, 6 KiB more for a convolution; a projection adds 32 KiB (double 64) per direction, of
+// which 5 or 6 (2) fit: its samples are passed over once for every so many. Floor, 2 N T O I flops each: 16-bit, 40
+// bytes of L2 per clock against 24 at the full rate of mma.sync, so about 350 TFLOP/s (ViT-B/16 fc1, N = 64: 170 us;
+// cluster multicast would lift it); float, three products of tf32 for one, about 100 TFLOP/s; double, 67. Positions are
+// padded to whole slabs, 32 or 16, and rows and columns to whole tiles: at T = 1 a product of squares, one plain GEMM,
+// would be better, as contraction with the directions is for a projection below T of about 32, and a smaller tile for
+// layers of fewer than 64 channels.
+template <class Operand, class Use>
+__global__ void __launch_bounds__(kTileThreads, 1)
+    gradient_tiles(Gradients<Operand> x, Plan plan, const Compute<typename Operand::Element>* directions,
+                   std::int64_t count, Compute<typename Operand::Element>* parts) {
+    using T = typename Operand::Element;
+    using C = Compute<T>;
+    using Layout = Shared<Operand, Use>;
+    using Shape = typename Layout::Shape;
+    using Column = typename Operand::Column;
+
+    char* const shared = reinterpret_cast<char*>(dynamic_shared());
+    T* const slabs = reinterpret_cast<T*>(shared);
+    const auto left_slab = [&](int turn) { return slabs + turn * Layout::Left::kElements; };
+    const auto right_slab = [&](int turn) { return left_slab(2) + turn * Layout::Right::kElements; };
+    Column* const tables = reinterpret_cast<Column*>(shared + Layout::kSlabs);
+    C* const warp_sums = reinterpret_cast<C*>(shared + Layout::kSlabs + Layout::kTables);
+    C* const held = reinterpret_cast<C*>(shared + Layout::kSlabs + Layout::kTables + Layout::sums(plan.chunk));
+
+    const std::int64_t slot = blockIdx.x % plan.slots, split = blockIdx.x / plan.slots;
+    const std::int64_t begin = split * plan.split_samples, end = min(begin + plan.split_samples, x.samples);
+    const std::int64_t first_direction = blockIdx.y * plan.chunk;
+    const int chunk = static_cast<int>(min(plan.chunk, count - first_direction));
+
+    // The sum over warps of a sample's products, by one thread per direction.
+    const auto sum_warps = [&](std::int64_t sample, bool first_tile) {
+        if (const int k = threadIdx.x; k < chunk) {
+            C sum = 0;
+#pragma unroll
+            for (int warp = 0; warp < kTileWarps; ++warp)
+                sum += warp_sums[(sample % 2 * kTileWarps + warp) * plan.chunk + k];
+            C& part = parts[(slot * x.samples + sample) * count + first_direction + k];
+            part = first_tile ? sum : part + sum;
+        }
+    };
+
+    for (std::int64_t tile = slot; tile < plan.tiles; tile += plan.slots) {
+        const TilePlace<Shape> place(plan, tile);
+        typename Operand::template Loader<Shape, Shape::kRows> left(x.left, place.group, place.first_row, tables);
+        typename Operand::template Loader<Shape, Shape::kColumns> right(
+            x.right, place.group, place.first_column, Layout::kHasTables ? tables + Shape::kRows : nullptr);
+        if constexpr (std::is_same_v<Use, Projection>) {
+            for (int k = 0; k < chunk; ++k) {
+                const C* direction = directions + (first_direction + k) * x.weights();
+                place.for_each(x, [&](int m, int n, int i, std::int64_t index) {
+                    *own_direction<Shape>(held, k, m, n, i) = index >= 0 ? direction[index] : C{0};
+                });
+            }
+        }
+        if constexpr (Layout::kHasTables) __syncthreads();  // the tables are complete
+
+        Accumulators<Shape, C> gradient = {};
+        Accumulators<Shape, C> squares = {};
+        left.load(begin, 0);
+        left.store(left_slab(0));
+        right.load(begin, 0);
+        right.store(right_slab(0));
+        std::int64_t position = 0;
+        int turn = 0;
+        for (std::int64_t sample = begin; sample < end; turn ^= 1) {
+            std::int64_t next_sample = sample, next_position = position + Shape::kDepth;
+            if (next_position >= x.left.positions) {
+                ++next_sample;
+                next_position = 0;
+            }
+            const bool more = next_sample < end;
+            __syncthreads();  // this slab is complete, and no warp reads the previous one any more
+            if constexpr (!std::is_same_v<Use, Diagonal>)
+                if (position == 0 && sample > begin) sum_warps(sample - 1, tile == slot);
+            multiply_slabs<Operand, Use, C>(
+                gradient, left_slab(turn), right_slab(turn),
+                [&](int step) {
+                    if (more && step == 0) left.load(next_sample, next_position);
+                    if (more && step == 1) right.load(next_sample, next_position);
+                },
+                [&](int step) {
+                    if (more && step == 0) left.store(left_slab(turn ^ 1));
+                    if (more && step == 1) right.store(right_slab(turn ^ 1));
+                });
+
+            if (next_sample != sample) {
+                if constexpr (std::is_same_v<Use, Diagonal>) {
+#pragma unroll
+                    for (int m = 0; m < Shape::kFragmentRows; ++m)
+#pragma unroll
+                        for (int n = 0; n < Shape::kFragmentColumns; ++n)
+#pragma unroll
+                            for (int i = 0; i < 4; ++i) squares[m][n][i] += gradient[m][n][i] * gradient[m][n][i];
+                } else {
+                    for (int k = 0; k < chunk; ++k) {
+                        C sum =
+                            std::is_same_v<Use, Norm> ? square<Shape, C>(gradient) : dot<Shape, C>(gradient, held, k);
+#pragma unroll
+                        for (int distance = kWarp / 2; distance > 0; distance /= 2)
+                            sum += __shfl_xor_sync(kFullWarp, sum, distance);
+                        if (threadIdx.x % kWarp == 0)
+                            warp_sums[(sample % 2 * kTileWarps + threadIdx.x / kWarp) * plan.chunk + k] = sum;
+                    }
+                }
+#pragma unroll
+                for (int m = 0; m < Shape::kFragmentRows; ++m)
+#pragma unroll
+                    for (int n = 0; n < Shape::kFragmentColumns; ++n)
+#pragma unroll
+                        for (int i = 0; i < 4; ++i) gradient[m][n][i] = 0;
+            }
+            sample = next_sample;
+            position = next_position;
+        }
+
+        if constexpr (std::is_same_v<Use, Diagonal>) {
+            C* part = parts + split * x.weights();
+            place.for_each(x, [&](int m, int n, int i, std::int64_t index) {
+                if (index >= 0) part[index] = squares[m][n][i];
+            });
+        } else {
+            __syncthreads();  // all warps have the last sample's sums, and have read the last slabs and tables
+            sum_warps(end - 1, tile == slot);
+        }
+    }
+}
+
+// out[i] = sum over p < count of parts[p][i], in double. A block takes 32 elements. 256 threads, at most 64 registers,
+// 2 KiB of shared memory. Floor: one read of the parts.
+template <class C>
+__global__ void __launch_bounds__(kTileThreads, 4)
+    add_parts(C* out, const C* parts, std::int64_t count, std::int64_t size) {
+    const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kWarp + threadIdx.x % kWarp;
+    const double sum = sum_parts(index < size ? count : 0, [=](std::int64_t p) { return parts[p * size + index]; });
+    if (threadIdx.x < kWarp && index < size) out[index] = static_cast<C>(sum);
+}
+
+template <class C>
+cudaError_t launch_add_parts(C* out, const double* parts, std::int64_t count, std::int64_t size, cudaStream_t stream) {
+    return launch(add_parts<C>, Grid{ceil_div(size, kWarp), 1}, kTileThreads, kTileThreads * sizeof(double), stream,
+                  out, reinterpret_cast<const C*>(parts), count, size);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// From a layer to operands.
+
+// Whether windows are single positions along one axis.
+template <class T>
+bool is_linear(const LayerBatch<T>& layer) {
+    const Window& w = layer.window;
+    const Extent& inputs = layer.inputs.size;
+    const Extent& outputs = layer.grad_outputs.size;
+    return w.kernel.volume() == 1 && w.padding.depth + w.padding.height + w.padding.width == 0 && w.stride.width == 1 &&
+           inputs.depth == 1 && inputs.height == 1 && inputs.width == outputs.width &&
+           outputs.volume() == outputs.width;
+}
+
+// Whether the channels of each group are whole vectors of 16 bytes, aligned to as many, wherever they stand.
+template <class T>
+bool vectors_aligned(const Signal<T>& x, std::int64_t groups) {
+    constexpr std::int64_t kWidth = 16 / sizeof(T);
+    const auto whole = [](std::int64_t stride, std::int64_t size) { return size == 1 || stride % kWidth == 0; };
+    return is_aligned(x.data, 16) && x.channels / groups % kWidth == 0 && whole(x.sample_stride, x.samples) &&
+           whole(x.stride.depth, x.size.depth) && whole(x.stride.height, x.size.height) &&
+           whole(x.stride.width, x.size.width);
+}
+
+template <class T>
+Positions<T> positions_of(const Signal<T>& x, std::int64_t groups) {
+    return {x.data, x.size.width, x.channels / groups, x.sample_stride, x.stride.width, vectors_aligned(x, groups)};
+}
+
+template <class T>
+Patches<T> patches_of(const Signal<T>& x, const Window& window, const Extent& outputs) {
+    const auto box = [](const Extent& e) {
+        return
+            typename Patches<T>::Box{static_cast<int>(e.depth), static_cast<int>(e.height), static_cast<int>(e.width)};
+    };
+    const std::int64_t channels = x.channels / window.groups;
+    return {x.data,
+            outputs.volume(),
+            channels * window.kernel.volume(),
+            x.sample_stride,
+            x.stride,
+            static_cast<int>(channels),
+            box(x.size),
+            box(outputs),
+            box(window.kernel),
+            box(window.stride),
+            box(window.padding),
+            box(window.dilation),
+            vectors_aligned(x, window.groups)};
+}
+
+// body(gradients) with the operands that fit the layer.
+template <class T, class Body>
+auto with_gradients(const LayerBatch<T>& layer, const Body& body) {
+    const std::int64_t groups = layer.window.groups, samples = layer.inputs.samples;
+    if (is_linear(layer))
+        return body(Gradients<Positions<T>>{positions_of(layer.grad_outputs, groups),
+                                            positions_of(layer.inputs, groups), samples, groups});
+    Window point;
+    point.groups = groups;
+    return body(Gradients<Patches<T>>{patches_of(layer.grad_outputs, point, layer.grad_outputs.size),
+                                      patches_of(layer.inputs, layer.window, layer.grad_outputs.size), samples,
+                                      groups});
+}
+
+template <class Use, class Operand>
+Plan plan_for(const Gradients<Operand>& x, std::int64_t count, int multiprocessors) {
+    using Layout = Shared<Operand, Use>;
+    using Shape = typename Layout::Shape;
+    constexpr std::int64_t kMostParts = std::int64_t{1} << 25;  // of the products: 128 MiB of float
+    constexpr double kPartCost = 0.08;                          // of a tile of squares, written and read
+    const bool diagonal = std::is_same_v<Use, Diagonal>;
+    return plan_tiles(
+        x.groups, ceil_div(x.rows(), Shape::kRows), ceil_div(x.columns(), Shape::kColumns), x.samples,
+        ceil_div(x.left.positions, Shape::kDepth),
+        diagonal ? INT64_MAX : std::clamp<std::int64_t>(kMostParts / (x.samples * count), 1, 4 * multiprocessors),
+        count, Layout::most_chunk(), diagonal ? kPartCost : 0, multiprocessors);
+}
+
+// In doubles, for so many numbers of type C.
+template <class C>
+std::int64_t doubles_for(std::int64_t size) {
+    return ceil_div(size * sizeof(C), sizeof(double));
+}
+
+template <class Use, class T>
+std::int64_t products_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+    return with_gradients(layer, [&](const auto& x) -> std::int64_t {
+        if (x.empty() || count == 0) return 0;
+        const Plan plan = plan_for<Use>(x, count, multiprocessors);
+        return doubles_for<Compute<T>>(plan.slots * x.samples * count);
+    });
+}
+
+template <class Use, class T>
+cudaError_t launch_products(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
+                            Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream) {
+    return with_gradients(layer, [&]<class Operand>(const Gradients<Operand>& x) -> cudaError_t {
+        const std::int64_t size = x.samples * count;
+        if (x.empty() || count == 0) return launch_add_parts(out, workspace, 0, size, stream);
+        const Plan plan = plan_for<Use>(x, count, multiprocessors);
+        const cudaError_t error =
+            launch(gradient_tiles<Operand, Use>, plan.grid(), kTileThreads, Shared<Operand, Use>::bytes(plan.chunk),
+                   stream, x, plan, directions, count, reinterpret_cast<Compute<T>*>(workspace));
+        if (error != cudaSuccess) return error;
+        return launch_add_parts(out, workspace, plan.slots, size, stream);
+    });
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
+                            cudaStream_t stream) {
+    return with_gradients(layer, [&]<class Operand>(const Gradients<Operand>& x) -> cudaError_t {
+        if (x.empty()) return launch_add_parts(out, workspace, 0, x.weights(), stream);
+        const Plan plan = plan_for<Diagonal>(x, 1, multiprocessors);
+        const bool whole = plan.splits == 1;
+        const cudaError_t error =
+            launch(gradient_tiles<Operand, Diagonal>, plan.grid(), kTileThreads, Shared<Operand, Diagonal>::bytes(1),
+                   stream, x, plan, nullptr, 1, whole ? out : reinterpret_cast<Compute<T>*>(workspace));
+        if (error != cudaSuccess || whole) return error;
+        return launch_add_parts(out, workspace, plan.splits, x.weights(), stream);
+    });
+}
+
+template <class T>
+std::int64_t fisher_diagonal_workspace(const LayerBatch<T>& layer, int multiprocessors) {
+    return with_gradients(layer, [&](const auto& x) -> std::int64_t {
+        if (x.empty()) return 0;
+        const Plan plan = plan_for<Diagonal>(x, 1, multiprocessors);
+        return plan.splits == 1 ? 0 : doubles_for<Compute<T>>(plan.splits * x.weights());
+    });
+}
+
+template <class T>
+cudaError_t fisher_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
+                              Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream) {
+    return launch_products<Projection>(layer, directions, count, out, workspace, multiprocessors, stream);
+}
+
+template <class T>
+std::int64_t fisher_projection_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+    return products_workspace<Projection>(layer, count, multiprocessors);
+}
+
+template <class T>
+cudaError_t grad_norm(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
+                      cudaStream_t stream) {
+    return launch_products<Norm>(layer, static_cast<const Compute<T>*>(nullptr), 1, out, workspace, multiprocessors,
+                                 stream);
+}
+
+template <class T>
+std::int64_t grad_norm_workspace(const LayerBatch<T>& layer, int multiprocessors) {
+    return products_workspace<Norm>(layer, 1, multiprocessors);
+}
+
+#define TRANSFEROPS_INSTANTIATE(T)                                                                             \
+    template cudaError_t fisher_diagonal(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);       \
+    template std::int64_t fisher_diagonal_workspace(const LayerBatch<T>&, int);                                \
+    template cudaError_t fisher_projection(const LayerBatch<T>&, const Compute<T>*, std::int64_t, Compute<T>*, \
+                                           double*, int, cudaStream_t);                                        \
+    template std::int64_t fisher_projection_workspace(const LayerBatch<T>&, std::int64_t, int);                \
+    template cudaError_t grad_norm(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);             \
+    template std::int64_t grad_norm_workspace(const LayerBatch<T>&, int);
+TRANSFEROPS_INSTANTIATE(float)
+TRANSFEROPS_INSTANTIATE(double)
+TRANSFEROPS_INSTANTIATE(float16)
+TRANSFEROPS_INSTANTIATE(bfloat16)
+#undef TRANSFEROPS_INSTANTIATE
+
+}  // namespace transferops::cuda

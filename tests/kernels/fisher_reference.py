@@ -1,0 +1,83 @@
+"""A layer's Fisher quantities in extended precision, with bounds on the rounding error of the kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+from fisher_emulator import Layer
+
+# A bound is a first-order one; this covers the rest.
+SLACK = 1.01
+
+
+def patches(layer: Layer) -> np.ndarray:
+    """The inputs under the window, [samples, groups, positions, channels * kernel elements]."""
+    x, b = layer.decoded()
+    x = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in layer.padding)])
+    out = b.shape[2:]
+    columns = []
+    for tap in np.ndindex(*layer.kernel):
+        begin = [k * d for k, d in zip(tap, layer.dilation)]
+        slices = (slice(i, i + s * (n - 1) + 1 if n else i, s) for i, s, n in zip(begin, layer.stride, out))
+        columns.append(x[(slice(None), slice(None), *slices)])
+    samples, channels = x.shape[:2]
+    width = channels // layer.groups * len(columns)
+    stacked = np.stack(columns, 2).reshape(samples, layer.groups, width, int(np.prod(out)))
+    return stacked.swapaxes(2, 3)
+
+
+def unit(type: str) -> float:
+    return 2.0**-53 if type == "float64" else 2.0**-24
+
+
+def gradient_error(type: str, positions: int) -> float:
+    """The error of a gradient's element over sum_t |b_t a_t|.
+
+    float64: a chain of fused multiply-adds. 16-bit types: exact products; every step of 16 positions rounds towards
+    zero once, 2 u. float32: a number is high + low + at most 2 u of it, low * low is dropped (2^-11 squared), so 8 u
+    for a product; each of the six products of a slab of 16 rounds towards zero; the sums of slabs are added to nearest.
+    """
+    if type == "float64":
+        return (positions + 1) * unit(type)
+    if type == "float32":
+        return (8 + 6 * 2 + -(-positions // 16)) * unit(type)
+    return -(-positions // 16) * 2 * unit(type)
+
+
+def gradients(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
+    """G_n [samples, *weight] and the error of each element, both in extended precision."""
+    if "gradients" not in layer.cache:
+        a = patches(layer).astype(np.longdouble)
+        _, b = layer.decoded()
+        samples, channels = b.shape[:2]
+        positions = int(np.prod(b.shape[2:]))
+        b = b.reshape(samples, layer.groups, channels // layer.groups, positions).astype(np.longdouble)
+        shape = (samples, *layer.weight_shape)
+        error = gradient_error(layer.type, positions) * (abs(b) @ abs(a))
+        layer.cache["gradients"] = (b @ a).reshape(shape), error.reshape(shape)
+    return layer.cache["gradients"]
+
+
+def expected(function: str, layer: Layer) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(value, tolerance) of the output of ``function``.
+
+    The last term of each tolerance is the longest chain of additions: of the samples; or of a thread's elements (at
+    most 24, four of them side by side), 5 shuffles, 8 warps, the tiles of a slot (at most 8 here; slots are added in
+    double), and two roundings more.
+    """
+    gradient, error = gradients(layer)
+    u = unit(layer.type)
+    if function == "diagonal":
+        largest = (abs(gradient) + error) ** 2
+        tolerance = (2 * abs(gradient) + error) * error + (len(gradient) + 2) * u * largest
+        return [((gradient**2).sum(axis=0), SLACK * tolerance.sum(axis=0))]
+    chain = (24 + 5 + 8 + 8 + 2) * u
+    axes = tuple(range(1, gradient.ndim))
+    if function == "norm":
+        tolerance = (2 * abs(gradient) + error) * error + chain * (abs(gradient) + error) ** 2
+        return [((gradient**2).sum(axis=axes), SLACK * tolerance.sum(axis=axes))]
+    d = layer.directions
+    d = d.astype("float64" if layer.type == "float64" else "float32").astype(np.longdouble)
+    weights = int(np.prod(layer.weight_shape))
+    d, gradient, error = (x.reshape(len(x), weights) for x in (d, gradient, error))
+    tolerance = (error + chain * (abs(gradient) + error)) @ abs(d).T
+    return [(gradient @ d.T, SLACK * tolerance)]

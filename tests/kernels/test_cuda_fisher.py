@@ -1,0 +1,245 @@
+"""The CUDA kernels of a layer's Fisher information on the CPU, against extended precision."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from emulator import NO_COMPILER, ORDERS, TYPES, build, disagreement
+from fisher_emulator import FUNCTIONS, SOURCES, FisherEmulator, Layer, Signal
+from fisher_reference import expected
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    """The kernels on the CPU, under AddressSanitizer."""
+    if NO_COMPILER:
+        pytest.skip(NO_COMPILER)
+    with FisherEmulator(build(tmp_path_factory.mktemp("fisher"), SOURCES)) as emulator:
+        yield emulator
+
+
+def linear_layer(shape, type="float32", *, count=2, seed=0, inputs=None, grad_outputs=None, **window):
+    """A linear layer of (samples, positions, I, O)."""
+    samples, positions, columns, rows = shape
+    random = np.random.default_rng(seed)
+    signals = [
+        Signal.of(random.normal(size=(samples, 1, 1, positions, channels)), type, **(layout or {}))
+        for channels, layout in ((columns, inputs), (rows, grad_outputs))
+    ]
+    groups = window.get("groups", 1)
+    directions = random.normal(size=(count, rows, columns // groups, 1, 1, 1))
+    return Layer(*signals, type, directions=directions, **window)
+
+
+def conv_layer(
+    samples,
+    channels,
+    size,
+    kernel,
+    type="float32",
+    *,
+    count=2,
+    stride=(1, 1, 1),
+    padding=(0, 0, 0),
+    dilation=(1, 1, 1),
+    groups=1,
+    **layout,
+):
+    """A convolution of ``channels`` (I, O); sizes are padded to three dimensions in front."""
+    random = np.random.default_rng(0)
+    out = tuple(
+        max((n + 2 * p - d * (k - 1) - 1) // s + 1, 0) for n, k, s, p, d in zip(size, kernel, stride, padding, dilation)
+    )
+    inputs = Signal.of(random.normal(size=(samples, *size, channels[0])), type, **layout)
+    grads = Signal.of(random.normal(size=(samples, *out, channels[1])), type, **layout)
+    directions = random.normal(size=(count, channels[1], channels[0] // groups, *kernel))
+    return Layer(inputs, grads, type, kernel, stride, padding, dilation, groups, directions)
+
+
+def unused_inputs_layer():
+    """A convolution whose last slice of inputs is under no window, and not a number."""
+    layer = conv_layer(2, (3, 2), (3, 2, 3), (2, 2, 2), stride=(2, 1, 1))
+    layer.inputs.stored[:, 2] = 0
+    expected("norm", layer)  # in the cache
+    layer.inputs.stored[:, 2] = np.nan
+    return layer
+
+
+def check(emulator, function, layer, orders=ORDERS, **arguments):
+    """Right in three thread orders, to the same last bit in all of them: the output."""
+    references = expected(function, layer)
+    results = [emulator.run(function, layer, order=order, seed=1, **arguments) for order in orders]
+    for outputs in results:
+        assert disagreement(outputs, references) is None
+        assert np.array_equal(outputs[0], results[0][0])
+    return results[0][0]
+
+
+SHAPES = [  # samples, positions, I, O
+    (1, 1, 1, 1),
+    (3, 2, 3, 17),
+    (2, 17, 65, 3),
+    (2, 33, 17, 129),
+    (1, 16, 129, 2),
+    (17, 3, 2, 1),
+]
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_linear_shapes(emulator, function, shape, type):
+    check(emulator, function, linear_layer(shape, type))
+
+
+LAYOUTS = {  # channels, padding of rows, of samples, displacement; 16 bytes are 2, 4 or 8 elements
+    "contiguous": (72, 0, 0, 0),
+    "aligned strides": (72, 8, 16, 0),
+    "odd row stride": (72, 1, 0, 0),
+    "odd sample stride": (72, 8, 3, 0),
+    "misaligned": (72, 0, 0, 1),
+    "odd channels": (71, 1, 0, 0),
+}
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_linear_layouts(emulator, layout, type):
+    """Of either operand; what is read is the same in all epilogues."""
+    channels, row_padding, sample_padding, displacement = LAYOUTS[layout]
+    arguments = {"row_padding": row_padding, "sample_padding": sample_padding, "displacement": displacement}
+    check(emulator, "norm", linear_layer((2, 5, channels, 9), type, inputs=arguments))
+    check(emulator, "norm", linear_layer((2, 5, 9, channels), type, grad_outputs=arguments))
+
+
+def test_linear_groups(emulator):
+    check(emulator, "diagonal", linear_layer((2, 5, 24, 16), groups=4))
+    check(emulator, "projection", linear_layer((2, 5, 9, 6), groups=3))
+
+
+CONVOLUTIONS = {  # samples, (I, O), size, kernel, window
+    "1d": (3, (2, 3), (1, 1, 9), (1, 1, 3), {"padding": (0, 0, 1)}),
+    "2d": (2, (3, 5), (1, 6, 7), (1, 3, 3), {"padding": (0, 1, 1)}),
+    "3d": (2, (2, 3), (3, 4, 5), (2, 3, 2), {"padding": (1, 1, 0)}),
+    "stride": (2, (3, 4), (1, 9, 8), (1, 3, 2), {"stride": (1, 2, 3), "padding": (0, 1, 0)}),
+    "dilation": (2, (3, 4), (1, 9, 9), (1, 3, 3), {"dilation": (1, 2, 3), "padding": (0, 2, 3)}),
+    "groups": (2, (6, 4), (1, 5, 5), (1, 2, 2), {"groups": 2}),
+    "depthwise": (1, (5, 10), (1, 4, 4), (1, 3, 3), {"groups": 5, "padding": (0, 1, 1)}),
+    "everything": (
+        3,
+        (4, 6),
+        (5, 6, 7),
+        (2, 3, 2),
+        {"stride": (2, 1, 2), "padding": (1, 2, 1), "dilation": (2, 1, 3), "groups": 2},
+    ),
+    "mostly padding": (1, (2, 2), (1, 1, 1), (1, 3, 3), {"padding": (0, 2, 2)}),
+    "point": (2, (17, 9), (1, 3, 3), (1, 1, 1), {}),
+    "strided point": (2, (3, 4), (1, 5, 5), (1, 1, 1), {"stride": (1, 2, 2)}),
+    "many columns": (1, (15, 2), (1, 3, 3), (1, 3, 3), {"padding": (0, 1, 1)}),
+}
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolutions(emulator, case, type):
+    samples, channels, size, kernel, window = CONVOLUTIONS[case]
+    layer = conv_layer(samples, channels, size, kernel, type, **window)
+    check(emulator, "diagonal", layer)
+    for function in ("projection", "norm"):
+        check(emulator, function, layer, orders=["shuffled"])
+
+
+def test_unused_inputs_do_not_matter(emulator):
+    layer = unused_inputs_layer()
+    for function in FUNCTIONS:
+        check(emulator, function, layer)
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_convolution_layouts(emulator, layout, type):
+    channels, row_padding, sample_padding, displacement = LAYOUTS[layout]
+    arguments = {"row_padding": row_padding, "sample_padding": sample_padding, "displacement": displacement}
+    check(emulator, "norm", conv_layer(2, (channels, 5), (1, 2, 2), (1, 2, 3), type, padding=(0, 1, 1), **arguments))
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_convolution_groups_of_whole_vectors(emulator, type):
+    check(emulator, "diagonal", conv_layer(2, (24, 16), (1, 3, 3), (1, 2, 2), type, groups=2))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0), (0, 0, 0, 0)], ids=str)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_empty(emulator, function, shape):
+    assert (check(emulator, function, linear_layer(shape)) == 0).all()
+
+
+def test_no_directions(emulator):
+    assert check(emulator, "projection", linear_layer((3, 4, 5, 6), count=0)).shape == (3, 0)
+
+
+def test_window_larger_than_the_input(emulator):
+    layer = conv_layer(2, (3, 4), (1, 2, 2), (1, 3, 3))
+    assert layer.grad_outputs.stored.size == 0
+    assert (check(emulator, "diagonal", layer) == 0).all()
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("count", [1, 7, 17])
+def test_more_directions_than_a_block_holds(emulator, count, type):
+    check(emulator, "projection", linear_layer((2, 3, 5, 130), type, count=count))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_splits_of_the_samples(emulator, function):
+    """Split or not, with an odd number of samples in each split: the same but for rounding."""
+    layer = linear_layer((7, 40, 70, 40))
+    check(emulator, function, layer, multiprocessors=1)
+    check(emulator, function, layer, multiprocessors=64)
+    if function == "diagonal":
+        assert emulator.workspace == 7 * 70 * 40 / 2
+
+
+@pytest.mark.parametrize("function", ["projection", "norm"])
+def test_more_tiles_than_slots(emulator, function):
+    """A block then takes several tiles; with one multiprocessor there are at most four slots."""
+    layer = linear_layer((3, 2, 64 * 3 + 1, 140), "float64")
+    check(emulator, function, layer, multiprocessors=1)
+    assert emulator.workspace == 4 * 3 * (2 if function == "projection" else 1)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_offsets_beyond_32_bits(emulator, function):
+    """The memory is sparse: only the pages that are touched exist."""
+    stride = 2**31 + 8
+    layout = {"row_padding": stride - 16, "sample_padding": 8}
+    layer = linear_layer((2, 2, 16, 16), "float16", inputs=layout, grad_outputs=layout)
+    check(emulator, function, layer)
+
+
+def test_positions_that_cancel(emulator):
+    """The square of the sum, not the sum of the squares."""
+    layer = linear_layer((2, 2, 5, 7))
+    inputs, grads = layer.inputs.stored, layer.grad_outputs.stored
+    inputs[..., 1, :] = inputs[..., 0, :]
+    grads[..., 1, :] = -grads[..., 0, :]
+    for function in FUNCTIONS:
+        assert (check(emulator, function, layer) == 0).all()
+
+
+def test_samples_are_kept_apart(emulator):
+    """A sample's NaN is its own."""
+    layer = linear_layer((5, 20, 6, 7))
+    layer.inputs.stored[2] = np.nan
+    for function in ("projection", "norm"):
+        (output,) = emulator.run(function, layer)
+        assert np.isnan(output[2]).all()
+        assert np.isfinite(np.delete(output, 2, axis=0)).all()
+
+
+def test_float32_is_accurate_to_its_last_bits(emulator):
+    """A product of the halves of a number only would be off by 2^-11."""
+    layer = linear_layer((1, 1, 64, 64))
+    (output,) = emulator.run("diagonal", layer)
+    value, _ = expected("diagonal", layer)[0]
+    assert (abs(output - value) <= 16 * 2.0**-24 * abs(value)).all()

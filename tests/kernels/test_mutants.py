@@ -1,0 +1,290 @@
+"""Every mistake put into the kernels is noticed, and the kernels as they are show none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from emulator import NO_COMPILER
+from fisher_emulator import SOURCES as FISHER_SOURCES
+from fisher_emulator import FisherEmulator
+from fisher_reference import expected as fisher_expected
+from moments_emulator import SOURCES as MOMENTS_SOURCES
+from moments_emulator import MomentsEmulator
+from moments_reference import expected as moments_expected
+from mutants import Case, Family
+from softmax_fisher_emulator import SOURCES as SOFTMAX_SOURCES
+from softmax_fisher_emulator import SoftmaxEmulator
+from softmax_fisher_emulator import expected as softmax_expected
+from test_cuda_fisher import conv_layer, linear_layer, unused_inputs_layer
+from test_cuda_moments import make_features
+from test_cuda_softmax_fisher import make_batch
+
+pytestmark = pytest.mark.skipif(NO_COMPILER is not None, reason=NO_COMPILER or "")
+
+# ---- moments ----
+
+MOMENTS_CHANGES = (
+    (
+        "vectors: a load beyond the width",
+        "device.h",
+        "if (v < width) vectors[i]",
+        "if (v <= width) vectors[i]",
+    ),
+    ("vectors: a store beyond the width", "device.h", "if (v + 1 < width)", "if (v + 1 <= width)"),
+    ("columns: one more", "moments.cu", "min(columns - column,", "min(columns - column + 1,"),
+    ("partials: one more", "moments.cu", "p < end; ++p", "p <= end; ++p"),
+    (
+        "sums: shared memory too small",
+        "moments.cu",
+        "kSumWarps * kWarp * sizeof",
+        "(kSumWarps * kWarp - 1) * sizeof",
+    ),
+    ("class sums: a row too many", "moments.cu", "if (first + r >= length)", "if (first + r > length)"),
+    ("class sums: a class ends late", "moments.cu", "first + r == class_end)", "first + r == class_end + 1)"),
+    ("class sums: a tail taken for whole", "moments.cu", "(class_end > length)", "(class_end > length + 1)"),
+    (
+        "class sums: a column too many",
+        "moments.cu",
+        "column >= x.columns) return;",
+        "column > x.columns) return;",
+    ),
+    ("gram: a row too many", "moments.cu", "slab_row(i) < height &&", "slab_row(i) <= height &&"),
+    ("gram: an element beyond the matrix", "moments.cu", "column + e < size", "column + e <= size"),
+    ("gram: the diagonal left out", "moments.cu", "row <= column + e", "row < column + e"),
+    (
+        "gram: shared memory too small",
+        "moments.cu",
+        "2 * 2 * kDoubles * sizeof",
+        "(2 * 2 * kDoubles - 5) * sizeof",
+    ),
+    ("gram: a slab missing", "moments.cu", "number < end; ++number", "number < end - 1; ++number"),
+    ("gram: the other slab's buffer", "moments.cu", "(number % 2 * 2 +", "((number + 1) % 3 % 2 * 2 +"),
+    ("norms: a row too many", "moments.cu", "if (part + r >= count)", "if (part + r > count)"),
+    ("norms: one buffer for two batches", "moments.cu", "/ kNormRows % 2 *", "/ kNormRows % 1 *"),
+)
+
+
+def moments_cases() -> list[Case]:
+    labels = np.repeat([0, 3, 4, 6], [70, 1, 57, 140])
+    cases = []
+    for function, shape, arguments in [
+        ("class_sums", (1, 268, 67), {"labels": labels, "classes": 8}),
+        ("gram", (1, 83, 35), {"multiprocessors": 1}),
+        ("gram", (1, 150, 131), {"multiprocessors": 64}),
+        ("sample_gram", (1, 33, 71), {"multiprocessors": 1}),
+        ("norm_moments", (1, 71, 35), {}),
+        ("norm_moments", (1, 512 * 16 * 2 + 3, 2), {}),
+        ("class_sums", (1, 268, 96), {"labels": labels, "classes": 4100}),
+    ]:
+        features = make_features(shape, "float32")
+
+        def run(emulator, order, function=function, features=features, arguments=arguments):
+            return emulator.run(function, features, order=order, **arguments)
+
+        references = moments_expected(function, features, arguments.get("labels"), arguments.get("classes", 0))
+        cases.append(Case(f"{function} {shape}", run, references))
+    return cases
+
+
+# ---- Fisher information of a layer ----
+
+FISHER_CHANGES = (
+    ("parts: one more", "device.h", "p < end; ++p) sum += part(p)", "p <= end; ++p) sum += part(p)"),
+    ("parts: a stretch missing", "device.h", "w < kWarps && warp == 0", "w < kWarps - 1 && warp == 0"),
+    ("parts: an element too many", "fisher.cu", "kWarp && index < size)", "kWarp && index <= size)"),
+    ("vectors: a load beyond the width", "device.h", "if (v < width) vectors[i]", "if (v <= width) vectors[i]"),
+    ("float: the low half of the left lost", "fisher_tiles.h", "mma_tf32(sums, left.low, high);", ""),
+    ("float: the low half of the right lost", "fisher_tiles.h", "mma_tf32(sums, left.high, low);", ""),
+    (
+        "fragments: the halves of the right swapped",
+        "fisher_tiles.h",
+        "right.high[2 + h]}, low",
+        "right.high[3 - h]}, low",
+    ),
+    ("positions: one more", "fisher_tiles.h", "position(i) < height ?", "position(i) <= height ?"),
+    ("positions: a channel more", "fisher_tiles.h", "min(columns - column,", "min(columns - column + 1,"),
+    ("patches: a position more", "fisher_tiles.h", "if (position >= positions)", "if (position > positions)"),
+    ("patches: a column more", "fisher_tiles.h", "if (index >= columns)", "if (index > columns)"),
+    (
+        "patches: beyond the input",
+        "fisher_tiles.h",
+        "static_cast<unsigned>(index) <",
+        "static_cast<unsigned>(index) <=",
+    ),
+    ("patches: the padding forgotten", "fisher_tiles.h", "* stride.height - padding.height", "* stride.height"),
+    (
+        "patches: the weight in the order of the columns",
+        "fisher_tiles.h",
+        "return c % channels * (kernel.depth * kernel.height * kernel.width) + c / channels;",
+        "return c;",
+    ),
+    ("patches: the table of the wrong operand", "fisher.cu", "tables + Shape::kRows : nullptr", "tables : nullptr"),
+    ("a slab too early", "fisher.cu", "right.store(right_slab(turn ^ 1))", "right.store(right_slab(turn))"),
+    ("a sample too few", "fisher.cu", "sample < end; turn ^= 1", "sample < end - 1; turn ^= 1"),
+    ("a position too few", "fisher.cu", "next_position >= x.left.positions", "next_position >= x.left.positions - 1"),
+    ("an element beyond the matrix", "fisher.cu", "c < x.columns() ?", "c <= x.columns() ?"),
+    ("a row beyond the matrix", "fisher.cu", "r < x.rows() &&", "r <= x.rows() &&"),
+    (
+        "one set of warps' sums for two samples",
+        "fisher.cu",
+        "warp_sums[(sample % 2 * kTileWarps + warp)",
+        "warp_sums[(sample % 1 * kTileWarps + warp)",
+    ),
+    (
+        "shared memory too small",
+        "fisher.cu",
+        "kSlabs + kTables + sums(chunk) +",
+        "kSlabs + kTables + sums(chunk) - 16 +",
+    ),
+    ("a tile's sums replace those before", "fisher.cu", "first_tile ? sum :", "true ? sum :"),
+    ("a direction too many", "fisher.cu", "min(plan.chunk, count - first_direction)", "min(plan.chunk, count)"),
+)
+
+
+def fisher_cases() -> list[Case]:
+    cases = []
+    linear = linear_layer((3, 18, 66, 130))
+    conv = conv_layer(
+        2, (4, 6), (1, 5, 6), (1, 3, 2), stride=(1, 2, 1), padding=(0, 1, 1), dilation=(1, 1, 2), groups=2
+    )
+    for function, layer, multiprocessors in [
+        ("norm", linear_layer((3, 2, 65, 3)), 1),
+        ("diagonal", linear, 1),
+        ("diagonal", linear, 16),
+        ("projection", linear_layer((4, 2, 193, 130), count=2), 1),
+        ("projection", linear_layer((2, 3, 5, 6), count=9), 4),
+        ("norm", linear_layer((2, 17, 9, 7), inputs={"row_padding": 1}), 4),
+        ("diagonal", conv, 1),
+        ("projection", conv, 4),
+        ("norm", conv_layer(2, (3, 2), (1, 1, 40), (1, 1, 25), padding=(0, 0, 3)), 1),
+        ("norm", unused_inputs_layer(), 1),
+        ("norm", linear_layer((2, 1, 7 * 64 + 1, 3)), 4),
+    ]:
+
+        def run(emulator, order, function=function, layer=layer, multiprocessors=multiprocessors):
+            return emulator.run(function, layer, multiprocessors=multiprocessors, order=order)
+
+        cases.append(Case(f"{function} {layer.weight_shape}", run, fisher_expected(function, layer)))
+    return cases
+
+
+FRAGMENT_CHANGES = (
+    ("16 bits: the halves of the channels swapped", "fisher_tiles.h", "channel + h * 8,", "channel + 8 - h * 8,"),
+    (
+        "16 bits: halves of channels for those of positions",
+        "fisher_tiles.h",
+        "h = threadIdx.x / 8 % 2, j = threadIdx.x / 16 % 2",
+        "h = threadIdx.x / 16 % 2, j = threadIdx.x / 8 % 2",
+    ),
+    ("16 bits: the other word of the right", "fisher_tiles.h", "right.words[2 + h]", "right.words[3 - h]"),
+)
+
+
+def fragment_cases() -> list[Case]:
+    cases = []
+    for layer in (
+        linear_layer((2, 19, 21, 18), "bfloat16"),
+        conv_layer(2, (3, 2), (1, 4, 5), (1, 3, 3), "bfloat16"),
+    ):
+
+        def run(emulator, order, layer=layer):
+            return emulator.run("diagonal", layer, order=order)
+
+        cases.append(Case(f"diagonal {layer.weight_shape}", run, fisher_expected("diagonal", layer)))
+    return cases
+
+
+# ---- Fisher information of a softmax ----
+
+SOFTMAX_CHANGES = (
+    ("a class too many", "softmax_fisher.cu", "i * kWarp < left)", "i * kWarp <= left)"),
+    ("a probability too many", "softmax_fisher.cu", "if (c < x.classes) {", "if (c <= x.classes) {"),
+    ("a direction too many", "softmax_fisher.cu", "(direction < x.directions &&", "(direction <= x.directions &&"),
+    ("a class missing in the scale", "softmax_fisher.cu", "c < x.classes; c +=", "c < x.classes - 1; c +="),
+    ("a larger logit not noticed", "softmax_fisher.cu", "sum * exponential(most - logit) + 1", "sum + 1"),
+    ("a warp missing in the scale", "softmax_fisher.cu", "other < kWarps &&", "other < kWarps - 1 &&"),
+    ("chunks do not meet", "softmax_fisher.cu", "lane == 0 ? meeting * apart : 0.0", "0.0"),
+    ("means not carried", "softmax_fisher.cu", "means[r] + share * apart : mean", "mean : mean"),
+    ("weights not carried", "softmax_fisher.cu", "before += weight;", "before = weight;"),
+    ("weights carried too far", "softmax_fisher.cu", "if (chunk == 0) before = 0;", ""),
+    ("a step of 8 classes missing", "softmax_fisher.cu", "ceil_div(classes, 8)) + 1", "classes / 8) + 1"),
+    (
+        "a share of the classes missing",
+        "softmax_fisher.cu",
+        "turn < P::kShares; ++turn",
+        "turn < P::kShares - 1; ++turn",
+    ),
+    ("shared memory too small", "softmax_fisher.cu", "P::kRoots + P::kSlab *", "P::kRoots - 40 + P::kSlab *"),
+    (
+        "an element beyond the matrix",
+        "softmax_fisher.cu",
+        "row <= column && column < directions",
+        "row <= column && column <= directions",
+    ),
+    (
+        "pairs of tiles out of order",
+        "softmax_fisher.cu",
+        "int right_tile = 0, left_tile = blockIdx.y;  // pairs",
+        "int right_tile = 1, left_tile = blockIdx.y;  // pairs",
+    ),
+)
+
+
+def softmax_cases() -> list[Case]:
+    cases = []
+    for shape, multiprocessors in [
+        ((3, 3, 17), 1),
+        ((8, 3, 401), 1),
+        ((2, 2, 1030), 4),
+        ((16, 2, 200), 4),
+        ((33, 2, 70), 1),
+        ((66, 1, 65), 1),
+    ]:
+        batch = make_batch(shape, row_padding=1)
+
+        def run(emulator, order, batch=batch, multiprocessors=multiprocessors):
+            return emulator.run(batch, multiprocessors=multiprocessors, order=order)
+
+        cases.append(Case(str(shape), run, softmax_expected(batch)))
+    return cases
+
+
+# ---- all families ----
+
+FAMILIES = {
+    "moments": Family(MOMENTS_SOURCES, ("moments.cu",), MOMENTS_CHANGES, MomentsEmulator, moments_cases),
+    "fisher": Family(FISHER_SOURCES, ("fisher.cu", "device.h"), FISHER_CHANGES, FisherEmulator, fisher_cases),
+    "fragments": Family(FISHER_SOURCES, (), FRAGMENT_CHANGES, FisherEmulator, fragment_cases, "bfloat16"),
+    "softmax": Family(SOFTMAX_SOURCES, ("softmax_fisher.cu",), SOFTMAX_CHANGES, SoftmaxEmulator, softmax_cases),
+}
+
+
+@pytest.fixture(scope="module")
+def symptoms(tmp_path_factory):
+    """By family, then by mutant."""
+    found = {}
+
+    def of(family: str) -> dict[str, str | None]:
+        if family not in found:
+            found[family] = FAMILIES[family].symptoms(tmp_path_factory.mktemp(family))
+        return found[family]
+
+    return of
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_kernels_as_they_are_have_no_symptom(symptoms, family):
+    assert symptoms(family)["none"] is None
+
+
+@pytest.mark.parametrize(("family", "barriers"), [("moments", 4), ("fisher", 4), ("softmax", 5)])
+def test_every_barrier_has_a_mutant(family, barriers):
+    names = [mutant.name for mutant in FAMILIES[family].mutants()]
+    assert sum(name.startswith("no barrier") for name in names) >= barriers
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [(family, mutant.name) for family in FAMILIES for mutant in FAMILIES[family].mutants()]
+)
+def test_mutants_are_caught(symptoms, family, name):
+    assert symptoms(family)[name] is not None

@@ -1,0 +1,71 @@
+"""States in which a model is differentiated, each left as it was found."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from transferops._validate import fail
+
+
+@contextlib.contextmanager
+def evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, uncompiled and without fused inference paths; modes are restored module by module.
+
+    The flags are set directly: ``eval()`` may be overridden, to merge adapters for instance.
+    """
+    _refuse_coupled_samples(model)
+    modes = [(module, module.training) for module in model.modules()]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    # A compiled module would run without the hooks; only if dynamo is loaded can there be one.
+    compiled = "torch._dynamo" in sys.modules
+    try:
+        for module, _ in modes:
+            module.training = False
+        torch.backends.mha.set_fastpath_enabled(False)
+        with (
+            torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext(),
+            torch.inference_mode(False),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, training in modes:
+            module.training = training
+
+
+@contextlib.contextmanager
+def function_transforms(*, gradients: bool) -> Iterator[None]:
+    """For torch.func: scaled dot-product attention without the fused backends, which it cannot transform."""
+    with torch.set_grad_enabled(gradients), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # PyTorch scripts its own forward-mode rules on first use; the warning's class varies by version.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")
+        warnings.filterwarnings("ignore", message=".*performance drop")  # an operation without a vmap rule
+        yield
+
+
+@contextlib.contextmanager
+def gradients_for(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Gradients on, for these parameters only; for none, a backward pass goes through activations alone."""
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        for name, p in model.named_parameters():
+            p.requires_grad_(name in names)
+        with torch.enable_grad():
+            yield
+    finally:
+        for p, asks in before:
+            p.requires_grad_(asks)
+
+
+def _refuse_coupled_samples(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            expected = f"running statistics in {name!r}, without which the samples of a batch are coupled"
+            fail("model", expected, f"{type(module).__name__} that keeps none")
