@@ -1,7 +1,5 @@
-"""The Fisher ops against the plain PyTorch that they replace.
-
-That is per-sample gradients formed by batched products and reduced, the directions applied to the inputs, or the Gram
-matrices between positions.
+"""The Fisher ops against the plain PyTorch that they replace: per-sample gradients formed by batched products and then
+reduced, the directions applied to the inputs, or the Gram matrices between positions.
 
 Floor: the operations of the per-sample gradients (of the cheaper form, for the norm and at one position) at this
 machine's measured float32 matrix-product rate; below 1 means that the op runs faster than that product. For

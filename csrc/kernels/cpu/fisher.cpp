@@ -183,7 +183,7 @@ void gradient_tiles(Source& a, const Operand<T>& b, const LayerShape& shape, boo
 template <class C>
 struct DiagonalSink {
     C* total;
-    C* unfinished;  // null if no sample has more than one run
+    C* unfinished;  // untouched if no sample has more than one run
 
     void begin_slab(std::int64_t, std::int64_t) {}
     DiagonalSink& begin_task(std::int64_t) { return *this; }
@@ -293,7 +293,7 @@ struct ProjectionSink {
 // sums[n] += |G_n|^2.
 template <class C>
 struct NormSink {
-    C* unfinished;  // null if no sample has more than one run
+    C* unfinished;  // untouched if no sample has more than one run
     SampleSums<C>& sums;
 
     struct Task {
@@ -449,7 +449,7 @@ void ghost_norm(Source& a, const Operand<T>& b, const LayerShape& shape, C* out,
     const std::int64_t slab =
         std::clamp<std::int64_t>(kSlabElements / (per_sample + a.elements_per_sample()), 1, shape.samples);
     const auto packed = aligned_buffer<C>(slab * per_sample);  // [sample][group][panel] of a, then of b
-    SampleSums<C> sums(shape.samples, 1);
+    std::vector<double> total(static_cast<std::size_t>(shape.samples), 0.0);
 
     for (std::int64_t first = 0; first < shape.samples; first += slab) {
         const std::int64_t samples = std::min(slab, shape.samples - first);
@@ -465,7 +465,6 @@ void ghost_norm(Source& a, const Operand<T>& b, const LayerShape& shape, C* out,
             pack_panel(b.sample(first + n), b.columns.data() + g * rows, rows, b.positions.data() + position, valid,
                        out_b);
         });
-        // Sums of one task stand in the place of one sample: a task works on a single sample.
         const std::int64_t tasks = samples * groups * strips;
         std::vector<double> partial(static_cast<std::size_t>(tasks));
         parallel_for(tasks, [&](std::int64_t task) {
@@ -500,15 +499,14 @@ void ghost_norm(Source& a, const Operand<T>& b, const LayerShape& shape, C* out,
             }
             for (const double lane : lanes) partial[task] += lane;
         });
-        for (std::int64_t task = 0; task < tasks; ++task) sums.total[first + task / strips / groups] += partial[task];
+        for (std::int64_t task = 0; task < tasks; ++task) total[first + task / strips / groups] += partial[task];
     }
-    sums.write(out);
+    for (const double sum : total) *out++ = static_cast<C>(sum);
 }
 
 // |a|^2 |b|^2, summed over groups.
 template <class C, class Source, class T>
-void outer_product_norm(Source& a, const Operand<T>& b, const LayerShape& shape, C* out,
-                        const ParallelFor& parallel_for) {
+void outer_product_norm(Source& a, const Operand<T>& b, const LayerShape& shape, C* out) {
     const auto square = [](const auto* data, const std::int64_t* offsets, std::int64_t count) {
         double sum = 0;
         for (std::int64_t i = 0; i < count; ++i) sum += to_double(data[offsets[i]]) * to_double(data[offsets[i]]);
@@ -523,7 +521,6 @@ void outer_product_norm(Source& a, const Operand<T>& b, const LayerShape& shape,
                    square(b.sample(n) + b.positions[0], b.columns.data() + g * shape.rows, shape.rows);
         out[n] = static_cast<C>(sum);
     }
-    (void)parallel_for;
 }
 
 bool is_empty(const LayerShape& shape) {
@@ -601,7 +598,7 @@ void grad_norm(const LayerBatch<T>& layer, Compute<T>* out, const ParallelFor& p
     std::fill_n(out, shape.samples, C(0));
     if (is_empty(shape)) return;
     with_operands(layer, [&](auto& a, const auto& b) {
-        if (shape.positions == 1) return outer_product_norm<C>(a, b, shape, out, parallel_for);
+        if (shape.positions == 1) return outer_product_norm<C>(a, b, shape, out);
         if (ghost_norm_is_cheaper(shape)) return ghost_norm<C>(a, b, shape, out, parallel_for);
         const std::int64_t area = Grid<C>(shape).tiles() * kTileArea<C>;
         const auto unfinished = aligned_buffer<C>(shape.positions > kPositions ? area : 0);

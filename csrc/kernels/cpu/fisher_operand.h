@@ -30,36 +30,6 @@ inline bool is_run(const std::int64_t* offsets, std::int64_t count) {
     return true;
 }
 
-template <class C>
-using Square = C[kPanel<C>][kPanel<C>];
-
-// out[q * stride + l] = square[l][q] for q < count, by 16-byte vectors: compilers turn squares element by element.
-template <class C>
-__attribute__((always_inline)) inline void turn(const Square<C>& square, std::int64_t count, C* out,
-                                                std::int64_t stride) {
-    constexpr int kSide = 16 / sizeof(C);
-    using Vectors = Simd<C, kSide>;
-    for (std::int64_t q = 0; q < count; q += kSide)
-        for (std::int64_t l = 0; l < kPanel<C>; l += kSide) {
-            typename Vectors::Vector row[kSide], column[kSide];
-            for (int i = 0; i < kSide; ++i) row[i] = Vectors::load(&square[l + i][q]);
-            if constexpr (kSide == 4) {
-                const auto low = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
-                const auto high = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
-                const auto low_next = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
-                const auto high_next = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
-                column[0] = __builtin_shufflevector(low, low_next, 0, 1, 4, 5);
-                column[1] = __builtin_shufflevector(low, low_next, 2, 3, 6, 7);
-                column[2] = __builtin_shufflevector(high, high_next, 0, 1, 4, 5);
-                column[3] = __builtin_shufflevector(high, high_next, 2, 3, 6, 7);
-            } else {
-                column[0] = __builtin_shufflevector(row[0], row[1], 0, 2);
-                column[1] = __builtin_shufflevector(row[0], row[1], 1, 3);
-            }
-            for (int i = 0; i < kSide && q + i < count; ++i) Vectors::at(out + (q + i) * stride + l) = column[i];
-        }
-}
-
 // out [count][kPanel]: element (p, l) = data[depth[p] + width[l]] for l < valid, zero in the lanes beyond.
 template <class C, class E>
 TRANSFEROPS_CLONES void pack_panel(const E* data, const std::int64_t* depth, std::int64_t count,
@@ -77,23 +47,23 @@ TRANSFEROPS_CLONES void pack_panel(const E* data, const std::int64_t* depth, std
         }
         return;
     }
-    Square<C> square = {};
-    for (std::int64_t p = 0, step; p < count; p += step) {
-        step = std::min(kLanes, count - p);
-        if (is_run(depth + p, step)) {  // a square is read along its rows and turned
+    std::int64_t p = 0;
+    for (; p + kLanes <= count; p += kLanes) {
+        if (is_run(depth + p, kLanes)) {  // a square is read along its rows and turned
+            C square[kLanes][kLanes];
             for (std::int64_t l = 0; l < valid; ++l) {
                 const E* source = data + depth[p] + width[l];
-                if (step == kLanes)
-                    for (std::int64_t q = 0; q < kLanes; ++q) square[l][q] = convert<C>(source[q]);
-                else
-                    for (std::int64_t q = 0; q < step; ++q) square[l][q] = convert<C>(source[q]);
+                for (std::int64_t q = 0; q < kLanes; ++q) square[l][q] = convert<C>(source[q]);
             }
-            turn<C>(square, step, out + p * kLanes, kLanes);
+            for (std::int64_t q = 0; q < kLanes; ++q)
+                for (std::int64_t l = 0; l < valid; ++l) out[(p + q) * kLanes + l] = square[l][q];
         } else {
-            for (std::int64_t q = p; q < p + step; ++q)
+            for (std::int64_t q = p; q < p + kLanes; ++q)
                 for (std::int64_t l = 0; l < valid; ++l) out[q * kLanes + l] = convert<C>(data[depth[q] + width[l]]);
         }
     }
+    for (; p < count; ++p)
+        for (std::int64_t l = 0; l < valid; ++l) out[p * kLanes + l] = convert<C>(data[depth[p] + width[l]]);
 }
 
 inline std::int64_t volume(const Extent& x) { return x[0] * x[1] * x[2]; }
@@ -210,23 +180,11 @@ struct PaddedOperand {
             for (std::int64_t i = 0; i < width; ++i)
                 for (std::int64_t c = 0; c < channels; ++c)
                     out[i * channels + c] = convert<Element>(row[i * x.stride[2] + c]);
-            return;
+        } else {
+            for (std::int64_t c = 0; c < channels; ++c)
+                for (std::int64_t i = 0; i < width; ++i)
+                    out[i * channels + c] = convert<Element>(row[c * x.channel_stride + i * x.stride[2]]);
         }
-        constexpr std::int64_t kLanes = kPanel<Element>;
-        std::int64_t c = 0;
-        for (; x.stride[2] == 1 && c + kLanes <= channels; c += kLanes)
-            for (std::int64_t first = 0; first < width; first += kLanes) {
-                const std::int64_t count = std::min(kLanes, width - first);
-                Square<Element> square;
-                for (std::int64_t l = 0; l < kLanes; ++l) {
-                    const T* source = row + (c + l) * x.channel_stride + first;
-                    for (std::int64_t i = 0; i < count; ++i) square[l][i] = convert<Element>(source[i]);
-                }
-                turn<Element>(square, count, out + first * channels + c, channels);
-            }
-        for (; c < channels; ++c)
-            for (std::int64_t i = 0; i < width; ++i)
-                out[i * channels + c] = convert<Element>(row[c * x.channel_stride + i * x.stride[2]]);
     }
 };
 
