@@ -2,7 +2,8 @@
 
     python bench/run.py [pytest arguments, e.g. bench/bench_h_score.py]
 
-Run it on a quiet machine. Results go to bench/results/<device>.json and .md, with the machine, versions and commit.
+Run it on a quiet machine. Results go to bench/results, one JSON and one Markdown file per family, with the machine,
+versions and commit.
 """
 
 from __future__ import annotations
@@ -106,16 +107,18 @@ def main(arguments: list[str]) -> int:
         code = subprocess.run([*command, *(arguments or [str(ROOT / "bench")])], cwd=ROOT / "bench").returncode
         if code:
             return code
-        rows = [
-            {"name": row["name"].removeprefix("test_"), **row["extra_info"]}
-            for row in json.loads(raw.read_text())["benchmarks"]
-        ]
-    report = {"environment": environment(), "benchmarks": rows}
-    target = ROOT / "bench" / "results" / f"cpu-{torch.get_num_threads()}-threads"
-    target.parent.mkdir(exist_ok=True)
-    target.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    target.with_suffix(".md").write_text(markdown(report))
-    print(markdown(report))
+        families: dict[str, list[dict[str, Any]]] = {}
+        for row in json.loads(raw.read_text())["benchmarks"]:
+            family = row["fullname"].split(".py")[0].rsplit("/")[-1].removeprefix("bench_")
+            families.setdefault(family, []).append({"name": row["name"].removeprefix("test_"), **row["extra_info"]})
+    results = ROOT / "bench" / "results"
+    results.mkdir(exist_ok=True)
+    for family, rows in families.items():
+        report = {"environment": environment(), "benchmarks": rows}
+        target = results / f"{family}-cpu-{torch.get_num_threads()}-threads"
+        target.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        target.with_suffix(".md").write_text(markdown(report))
+        print(f"{family}\n\n{markdown(report)}")
     return 0
 
 
