@@ -104,7 +104,8 @@ def main(arguments: list[str]) -> int:
             str(ROOT / "bench" / "pytest.ini"),
             f"--benchmark-json={raw}",
         ]
-        code = subprocess.run([*command, *(arguments or [str(ROOT / "bench")])], cwd=ROOT / "bench").returncode
+        chosen = [str(Path(a).resolve()) if Path(a).exists() else a for a in arguments] or [str(ROOT / "bench")]
+        code = subprocess.run([*command, *chosen], cwd=ROOT / "bench").returncode
         if code:
             return code
         families: dict[str, list[dict[str, Any]]] = {}
