@@ -72,6 +72,7 @@ class Case:
     reference: Callable[[], Tensor]
     bytes_moved: int
     operations: float
+    rate: str = "float64"  # which of the measured matrix rates bounds the operations
 
 
 def class_moments_case(samples: int, dim: int, classes: int) -> Case:
@@ -140,14 +141,60 @@ def sample_gram_case(samples: int, dim: int) -> Case:
     )
 
 
+def linear_diagonal_case(samples: int, positions: int, inputs: int, outputs: int, dtype: torch.dtype) -> Case:
+    a = torch.randn(samples, positions, inputs, device="cuda").to(dtype)
+    b = torch.randn(samples, positions, outputs, device="cuda").to(dtype)
+
+    def reference() -> Tensor:
+        total = torch.zeros(outputs, inputs, device="cuda", dtype=torch.float64)
+        for x, y in zip(a.double(), b.double()):
+            total += (y.mT @ x).square()
+        return total
+
+    return Case(
+        f"linear_fisher_diagonal {str(dtype).removeprefix('torch.')}",
+        {"N": samples, "T": positions, "I": inputs, "O": outputs},
+        lambda: ops.linear_fisher_diagonal(a, b),
+        lambda: (b.mT @ a).square().sum(0),
+        reference,
+        a.nbytes + b.nbytes + outputs * inputs * 4,
+        2.0 * samples * positions * inputs * outputs,
+        str(dtype).removeprefix("torch."),
+    )
+
+
+def softmax_gram_case(samples: int, classes: int, directions: int) -> Case:
+    logits = torch.randn(samples, classes, device="cuda")
+    tangents = torch.randn(directions, samples, classes, device="cuda")
+
+    def composed(z: Tensor, t: Tensor) -> Tensor:
+        p = z.softmax(1)
+        centred = (t - (t * p).sum(2, keepdim=True)) * p.sqrt()
+        return torch.einsum("knc,lnc->kl", centred, centred)
+
+    return Case(
+        "softmax_fisher_gram",
+        {"N": samples, "C": classes, "K": directions},
+        lambda: ops.softmax_fisher_gram(logits, tangents),
+        lambda: composed(logits, tangents),
+        lambda: composed(logits.double(), tangents.double()),
+        logits.nbytes + tangents.nbytes,
+        0.0,
+    )
+
+
 def cases() -> Iterator[Case]:
     for samples, dim, classes in ((1_000_000, 512, 100), (1_000_000, 2048, 1000), (100_000, 4096, 1000)):
         yield class_moments_case(samples, dim, classes)
         yield norm_moments_case(samples, dim)
     yield sample_gram_case(4000, 32768)
+    for dtype in (torch.float32, torch.bfloat16):
+        yield linear_diagonal_case(64, 197, 768, 3072, dtype)
+    for classes, samples in ((1000, 65536), (50257, 2048)):
+        yield softmax_gram_case(samples, classes, 8)
 
 
-def measure(case: Case, bandwidth: float, rate: float) -> dict[str, Any]:
+def measure(case: Case, bandwidth: float, rates: dict[str, float]) -> dict[str, Any]:
     """One row of the report."""
     reference = case.reference()
     errors = {
@@ -156,7 +203,7 @@ def measure(case: Case, bandwidth: float, rate: float) -> dict[str, Any]:
     }
     del reference
     ours, theirs = median_milliseconds(case.ours), median_milliseconds(case.theirs)
-    floor = max(case.bytes_moved / bandwidth, case.operations / rate) * 1e3
+    floor = max(case.bytes_moved / bandwidth, case.operations / rates[case.rate]) * 1e3
     return {
         "name": case.name,
         "sizes": case.sizes,
@@ -188,7 +235,7 @@ def main() -> None:
     }
     rows = []
     for case in cases():
-        rows.append(measure(case, bandwidth, rates["float64"]))
+        rows.append(measure(case, bandwidth, rates))
         print(json.dumps(rows[-1]), flush=True)
         del case
         torch.cuda.empty_cache()

@@ -14,5 +14,18 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
             moments = ops.class_moments(view, labels, classes)
             ops.norm_moments(view, moments.shift)
             ops.sample_gram(view)
+    for samples, positions, inputs, outputs in ((1, 1, 1, 1), (3, 5, 33, 65), (7, 40, 130, 17)):
+        a, b = (torch.randn(samples, positions, width, device="cuda").to(dtype) for width in (inputs, outputs))
+        directions = torch.randn(3, outputs, inputs, device="cuda", dtype=dtype)
+        ops.linear_fisher_diagonal(a, b)
+        ops.linear_fisher_projection(a, b, directions)
+        ops.linear_grad_norm(a, b)
+        image = torch.randn(samples, 4, 7, 6, device="cuda").to(dtype)
+        signal = torch.randn(samples, 6, 4, 3, device="cuda").to(dtype)
+        layer = {"kernel_size": (3, 3), "stride": 2, "padding": 1, "groups": 2}
+        ops.conv_fisher_diagonal(image, signal, **layer)
+        ops.conv_fisher_projection(image, signal, torch.randn(2, 6, 2, 3, 3, device="cuda", dtype=dtype), **layer)
+        ops.conv_grad_norm(image, signal, **layer)
+        ops.softmax_fisher_gram(b[:, 0], torch.randn(3, samples, outputs, device="cuda", dtype=dtype))
 torch.cuda.synchronize()
 print("all calls made")
