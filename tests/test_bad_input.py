@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from transferops import ops
+from transferops import ops, show_config
+from transferops._extension import check_device
 from transferops.scores import FeatureMoments, HScore, MomentsAccumulator, h_score
 
 X = torch.arange(12.0).reshape(4, 3)
@@ -21,6 +22,7 @@ INF[0, 2] = -float("inf")
 HUGE = X.double() * 1e200
 META = torch.empty(4, 3, device="meta")
 
+DEVICES = "a CPU tensor" if show_config()["cuda_built"] is None else "a CPU or CUDA tensor"
 FLOATING = "expected float32, float64, float16 or bfloat16"
 ARRAY = "expected a torch.Tensor, NumPy array or DLPack array"
 
@@ -119,6 +121,11 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: torch.ops.transferops.class_moments(X, Y.int(), 4),
         RuntimeError,
         "labels: expected dtype int64, got another dtype",
+    ),
+    "a device without kernels": (
+        lambda: check_device("features", torch.device("mps")),
+        ValueError,
+        f"features: expected {DEVICES}, this build having no other kernels (transferops.show_config()), got one on mps",
     ),
     # sample_gram and norm_moments
     "sample_gram nan": (

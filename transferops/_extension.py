@@ -10,6 +10,8 @@ import sys
 
 import torch
 
+from transferops._validate import fail
+
 try:
     from transferops import _C
 except ImportError as error:
@@ -21,3 +23,12 @@ except ImportError as error:
     ) from error
 
 build_info = _C.build_info
+_CUDA = build_info()["cuda"] is not None  # read once: torch.compile traces check_device
+
+
+def check_device(argument: str, device: torch.device) -> None:
+    """Raise ``ValueError`` unless this build has kernels for ``device``."""
+    if device.type in ("cpu", "meta") or (device.type == "cuda" and _CUDA):
+        return
+    devices = "a CPU or CUDA tensor" if _CUDA else "a CPU tensor"
+    fail(argument, f"{devices}, this build having no other kernels (transferops.show_config())", f"one on {device}")

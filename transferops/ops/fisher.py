@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from transferops import _extension as _extension  # registers torch.ops.transferops
+from transferops._extension import check_device  # also registers torch.ops.transferops
 from transferops._validate import as_tensor, describe, fail
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -220,6 +220,7 @@ def _check_floating(argument: str, value: Any) -> Tensor:
     tensor = as_tensor(argument, value)
     if tensor.dtype not in _FLOATING:
         fail(argument, "float32, float64, float16 or bfloat16", describe(tensor), TypeError)
+    check_device(argument, tensor.device)
     return tensor
 
 

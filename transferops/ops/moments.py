@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from transferops import _extension as _extension  # registers torch.ops.transferops
+from transferops._extension import check_device  # also registers torch.ops.transferops
 from transferops._validate import as_tensor, check_positive_int, describe, fail
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -157,6 +157,7 @@ def _check_features(features: Any) -> Tensor:
         fail("features", "float32, float64, float16 or bfloat16", describe(tensor), TypeError)
     if tensor.dim() < 2:
         fail("features", "shape [..., N, D]", describe(tensor))
+    check_device("features", tensor.device)
     return tensor
 
 
