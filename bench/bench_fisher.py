@@ -158,7 +158,9 @@ class Problem:
         stacked = {n: torch.stack([d[n] for d in self.directions]) for n in self.parameters}
 
         def push(tangent: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            run = lambda p: functional_call(self.model, p, (self.inputs,))  # noqa: E731
+            def run(p: dict[str, Tensor]) -> Tensor:
+                return functional_call(self.model, p, (self.inputs,))
+
             return jvp(run, (self.parameters,), (tangent,))  # type: ignore[return-value]
 
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
