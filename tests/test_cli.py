@@ -227,7 +227,7 @@ class TestErrors:
         def fails(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(cli, "compare", fails)
+        monkeypatch.setattr(cli.otqms, "compare", fails)
         result = run("--data", bundle, "--target", "one", *FAST)
         assert result.exit_code == 1
         assert result.output.endswith(line)

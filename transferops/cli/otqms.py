@@ -1,90 +1,32 @@
-"""The command line: one command per question, ``transferops COMMAND --help`` for each."""
+"""``transferops otqms``: how many samples of each source should train with the target?"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
-from transferops import __version__
 from transferops._validate import check_positive_int, fail
+from transferops.cli._common import click, console, names, reports_errors
 from transferops.data import DEFAULT_TARGET, few_shot_split, load_bundle, load_digits_domains
 from transferops.otqms import EpochRecord, Study, TrainingOptions, compare, network_for, to_json, write_json
 from transferops.otqms.plots import plot_accuracy, plot_quantities
 from transferops.otqms.strategies import check_strategies
 from transferops.otqms.summary import Mean, StrategySummary, conclusions, summarize
 
-_EXTRA = 'pip install "transferops[cli]"'
-
-try:
-    import click
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.table import Table
-except ImportError as missing:
-    raise SystemExit(f"error: the command line needs {missing.name}; install it with: {_EXTRA}") from None
-
-_INPUT_ERRORS = (
-    ValueError,
-    TypeError,
-    FileNotFoundError,
-    FileExistsError,
-    NotADirectoryError,
-    PermissionError,
-)
-
-
-def main() -> None:
-    """Entry point of the ``transferops`` script."""
-    cli(prog_name="transferops")
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="transferops")
-def cli() -> None:
-    """Decide what to transfer, from where, and how much."""
-
-
-def _reports_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn exceptions into a line on stderr: exit code 2 for bad input, 1 for a failure."""
-
-    @functools.wraps(command)
-    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except Exception as error:
-            if debug:
-                raise
-            code = 2 if isinstance(error, _INPUT_ERRORS) else 1
-            if isinstance(error, ImportError):
-                message = f"{error}; install what is missing with: {_EXTRA}"
-            elif isinstance(error, (ValueError, TypeError, OSError)):
-                message = str(error)
-            else:
-                message = f"{type(error).__name__}: {error} (--debug shows where)"
-            click.echo(f"error: {message}", err=True)
-            raise click.exceptions.Exit(code) from None
-
-    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
-
-
-def _names(_: click.Context, __: click.Parameter, value: str | None) -> list[str] | None:
-    return None if value is None else [name.strip() for name in value.split(",")]
-
 
 def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
     return int(value) if value.isdecimal() else value
 
 
-@cli.command(epilog="Read more: docs/, and the paper, arXiv 2502.04242.")
+@click.command("otqms", epilog="Read more: docs/, and the paper, arXiv 2502.04242.")
 @click.option("--data", metavar="FILE.npz|FOLDER", help="Domains to use; without it, the embedded digits.")
 @click.option("--target", metavar="DOMAIN", help=f"Domain to do well on; for the embedded digits {DEFAULT_TARGET}.")
-@click.option("--sources", metavar="A,B", callback=_names, help="Domains to take samples from; all others if left out.")
+@click.option("--sources", metavar="A,B", callback=names, help="Domains to take samples from; all others if left out.")
 @click.option("--shots", default=10, show_default=True, help="Labelled target samples per class, validation included.")
 @click.option("--seeds", default=3, show_default=True, help="Repetitions, each with its own split and initialisation.")
 @click.option(
@@ -93,7 +35,7 @@ def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
     metavar="NAME[,NAME]",
     default="target-only,all-sources,quantities",
     show_default=True,
-    callback=_names,
+    callback=names,
     help="What to compare.",
 )
 @click.option("--json", "json_path", metavar="OUT", type=click.Path(path_type=Path), help="Write all results there.")
@@ -119,8 +61,8 @@ def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
 @click.option("--device", default=TrainingOptions.device, show_default=True, help="For example cuda.")
 @click.option("--threads", type=int, help="CPU threads; if left out one for the embedded digits, else torch's choice.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
-@_reports_errors
-def otqms(
+@reports_errors
+def command(
     data: str | None,
     target: str | None,
     sources: list[str] | None,
@@ -177,7 +119,7 @@ def otqms(
     target_domain, source_domains = bundle.choose(target, sources)
     has_validation = few_shot_split(target_domain, shots).validation is not None
 
-    screen = _console(quiet)
+    screen = console(quiet)
     say = functools.partial(screen.print, soft_wrap=True)
     for domain, missing in bundle.missing_classes().items():
         classes = ", ".join(bundle.class_names[i] if bundle.class_names else str(i) for i in missing)
@@ -216,16 +158,11 @@ def otqms(
             say(f"wrote {output / 'quantities.png'}")
 
 
-def _console(quiet: bool, stderr: bool = False) -> Console:
-    """A console that prints names as they are: no markup, emoji or highlighting."""
-    return Console(quiet=quiet, stderr=stderr, markup=False, emoji=False, highlight=False)
-
-
 class _EpochProgress:
     """A live bar on stderr where that is a terminal, a line per finished training where it is not."""
 
     def __init__(self, trainings: int, epochs: int, quiet: bool) -> None:
-        self._console = _console(quiet, stderr=True)
+        self._console = console(quiet, stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),

@@ -1,0 +1,20 @@
+"""The command line: one command per question, ``transferops COMMAND --help`` for each, a file for each here."""
+
+from __future__ import annotations
+
+from transferops import __version__
+from transferops.cli import _common, otqms  # _common first: it says which extra is missing
+
+
+@_common.click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@_common.click.version_option(__version__, prog_name="transferops")
+def cli() -> None:
+    """Decide what to transfer, from where, and how much."""
+
+
+cli.add_command(otqms.command)
+
+
+def main() -> None:
+    """Entry point of the ``transferops`` script."""
+    cli(prog_name="transferops")
