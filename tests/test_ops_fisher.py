@@ -321,13 +321,23 @@ def test_gram_of_tangents_shifted_in_common() -> None:
 
 
 def test_gram_with_one_heavy_first_class() -> None:
-    """An outlier as the point of reference: blocks are merged about their own means."""
+    """An outlier without weight takes no digits from the rest."""
     z, t = random(4, 5000, dtype=torch.float64), random(2, 4, 5000, dtype=torch.float64)
     t[..., 0] = 1e8
     z[:, 0] = -60
     got, (want, _) = ops.softmax_fisher_gram(z, t), gram_reference(z, t)
     # Centring rounds at eps times the outlier.
     assert (got - want).abs().max() <= 5000 * torch.finfo(torch.float64).eps * 1e8 * t[..., 1:].abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gram_with_an_outlier_at_the_likeliest_class(dtype: torch.dtype) -> None:
+    """The point of reference lies far from the mean: about it the second moment is 5000 times the variance."""
+    z, t = 0.01 * random(6, 5000, dtype=dtype), random(3, 6, 5000, dtype=dtype)
+    for n in range(6):
+        t[:, n, z[n].argmax()] = 1e6
+    got, (want, _) = ops.softmax_fisher_gram(z, t), gram_reference(z, t)
+    assert ((got - want).abs() <= 100 * torch.finfo(dtype).eps * want.diagonal().max()).all()
 
 
 def test_gram_of_extreme_logits() -> None:

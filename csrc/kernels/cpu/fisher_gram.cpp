@@ -1,8 +1,9 @@
 // The exact Fisher information of a softmax output along K directions, from logits and tangents in one read.
 //
-// Per sample: the probabilities; then, a block of classes at a time, while its tangents are in cache: their weighted
-// means, centring, and the weighted Gram of the K rows, whose sums leave the registers into float64. Blocks are put
-// together by the rule for merging covariances (Chan, Golub, LeVeque), so that no two large numbers are subtracted.
+// Per sample: exponentials of the logits; then, a block of classes at a time, the weighted first and second moments of
+// the K rows about a shift, in one pass. The shift is the tangent at the likeliest class, of probability p: by
+// Chebyshev's inequality its distance from the mean is at most sqrt(variance / p), so that taking the mean's square
+// away costs few digits. Where it would cost many, the sample is gone through once more about its mean.
 #include <algorithm>
 #include <cstdint>
 #include <limits>
@@ -19,9 +20,10 @@ namespace {
 constexpr std::int64_t kBlockBytes = 32 << 10;             // of one block of all directions' tangents, in L1
 constexpr std::int64_t kMinBlock = 512, kMaxBlock = 1024;  // classes
 constexpr std::int64_t kSampleSlices = 64;                 // added in order
+constexpr double kFar = 0.875;  // of a second moment may be the square of the mean: costs 3 of float32's 24 digits
 
 // Rows in cache are worked on in whole vectors: they are padded to multiples of kPanel with what counts for nothing.
-// Sums are taken in lanes over at most kMaxBlock classes, the lanes' sum in float64.
+// Sums are taken in lanes over at most kMaxBlock classes, from there on in float64.
 
 // Calls op.run<LANES>() compiled for the processor at hand.
 template <class E, class Op>
@@ -52,6 +54,13 @@ void run(const Op& op) {
     run_baseline<E>(op);
 }
 
+template <class E>
+constexpr E inverse_factorial(int n) {
+    double product = 1;
+    for (int i = 2; i <= n; ++i) product *= i;
+    return static_cast<E>(1 / product);
+}
+
 // exp(x) for x <= 0, to a few units in the last place; 0 where the result would be no normal number, NaN for NaN:
 // x = n ln 2 + r with |r| <= ln 2 / 2, and the Taylor series of exp(r).
 template <class E, int LANES>
@@ -71,8 +80,8 @@ __attribute__((always_inline)) inline typename Simd<E, LANES>::Vector exp_of_neg
     const Vector shifted = x * E(0x1.71547652b82fep+0) + kRound;
     const Vector n = shifted - kRound;
     const Vector r = (x - n * kLog2High) - n * kLog2Low;
-    Vector sum = r * 0 + E(1);
-    for (int i = kTerms; i > 0; --i) sum = sum * (r * (E(1) / E(i))) + E(1);
+    Vector sum = r * 0 + inverse_factorial<E>(kTerms);
+    for (int i = kTerms - 1; i >= 0; --i) sum = sum * r + inverse_factorial<E>(i);
     const BitVector power = ((BitVector)shifted + kBias) << kMantissa;
     return x < kSmallest ? Vector{} : sum * (Vector)power;
 }
@@ -88,18 +97,6 @@ __attribute__((always_inline)) inline E sum_of_lanes(const typename Simd<E, LANE
             std::make_index_sequence<sizeof...(I) / 2>{});
 }
 
-// The sum of value(i) over i = 0, LANES, .., count - LANES, in four chains, so that additions do not wait for each
-// other.
-template <class E, int LANES, class Value>
-__attribute__((always_inline)) inline double sum_of(std::int64_t count, const Value& value) {
-    typename Simd<E, LANES>::Vector chain[4] = {};
-    std::int64_t i = 0;
-    for (; i + 4 * LANES <= count; i += 4 * LANES)
-        for (int j = 0; j < 4; ++j) chain[j] += value(i + j * LANES);
-    for (; i < count; i += LANES) chain[0] += value(i);
-    return sum_of_lanes<E, LANES>((chain[0] + chain[1]) + (chain[2] + chain[3]), std::make_index_sequence<LANES / 2>{});
-}
-
 template <class E>
 struct Highest {
     const E* row;
@@ -108,17 +105,22 @@ struct Highest {
 
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
-        auto lanes = Simd<E, LANES>::load(row);
-        for (std::int64_t i = LANES; i < count; i += LANES) {
-            const auto x = Simd<E, LANES>::load(row + i);
-            lanes = x > lanes ? x : lanes;
-        }
+        using Vector = typename Simd<E, LANES>::Vector;
+        const auto greater = [](const Vector& x, const Vector& y)
+                                 __attribute__((always_inline)) { return x > y ? x : y; };
+        Vector chain[4];
+        for (auto& lanes : chain) lanes = Simd<E, LANES>::load(row);
+        std::int64_t i = 0;
+        for (; i + 4 * LANES <= count; i += 4 * LANES)
+            for (int j = 0; j < 4; ++j) chain[j] = greater(Simd<E, LANES>::load(row + i + j * LANES), chain[j]);
+        for (; i < count; i += LANES) chain[0] = greater(Simd<E, LANES>::load(row + i), chain[0]);
+        const Vector lanes = greater(greater(chain[0], chain[1]), greater(chain[2], chain[3]));
         highest = lanes[0];
         for (int l = 1; l < LANES; ++l) highest = lanes[l] > highest ? lanes[l] : highest;
     }
 };
 
-// row = exp(row - highest), and its sum.
+// row = exp(row - highest), and its sum, in four chains so that additions do not wait for each other.
 template <class E>
 struct Exponentials {
     E* row;
@@ -128,117 +130,135 @@ struct Exponentials {
 
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
-        sum = sum_of<E, LANES>(count, [x = *this](std::int64_t i) __attribute__((always_inline)) {
-            const auto value = exp_of_negative<E, LANES>(Simd<E, LANES>::load(x.row + i) - x.highest);
-            Simd<E, LANES>::at(x.row + i) = value;
-            return value;
-        });
+        using Vectors = Simd<E, LANES>;
+        typename Vectors::Vector chain[4] = {};
+        std::int64_t i = 0;
+        const auto value = [x = *this](std::int64_t at) __attribute__((always_inline)) {
+            return Vectors::at(x.row + at) = exp_of_negative<E, LANES>(Vectors::load(x.row + at) - x.highest);
+        };
+        for (; i + 4 * LANES <= count; i += 4 * LANES)
+            for (int j = 0; j < 4; ++j) chain[j] += value(i + j * LANES);
+        for (; i < count; i += LANES) chain[0] += value(i);
+        sum = sum_of_lanes<E, LANES>((chain[0] + chain[1]) + (chain[2] + chain[3]),
+                                     std::make_index_sequence<LANES / 2>{});
     }
 };
 
+// A block of classes of one sample: `whole` of them (whole vectors) where they stand, then one vector of the rest.
 template <class E>
-struct Sum {
-    const E* row;
-    std::int64_t count;
-    double& sum;
-
-    template <int LANES>
-    __attribute__((always_inline)) inline void run() const {
-        sum = sum_of<E, LANES>(
-            count, [this](std::int64_t i) __attribute__((always_inline)) { return Simd<E, LANES>::load(row + i); });
-    }
+struct Block {
+    const E* x;  // [directions][whole], rows row_stride apart
+    std::int64_t row_stride, whole;
+    const E* rest;     // [directions][kPanel], or null
+    const E* weights;  // [whole + kPanel]
 };
 
-// The sum of row - shift under weights. Meanwhile the caches get what will be asked for next, `ahead`: rows are too
-// short for the processor to guess it.
+// In lanes, with y_k = x_k - shift[k]: gram [rows][rows][kPanel] += sum_c weights[c] y_k[c] y_l[c] for k <= l, and
+// mean [rows][kPanel] += sum_c weights[c] y_k[c]. By tiles of 4 by 4 rows (4 by 2 where registers are few), then what
+// is left by twos and ones. Meanwhile the caches get what will be asked for next, `ahead`, in equal parts from every
+// tile: rows are too short for the processor to guess it.
 template <class E>
-struct WeightedSum {
-    const E* row;
-    E shift;
-    const E* weights;
-    std::int64_t count;
+struct Moments {
+    Block<E> block;
+    std::int64_t rows;
+    const E* shift;
     const char* ahead;
-    std::int64_t ahead_bytes;  // per element of the row
-    double& sum;
-
-    template <int LANES>
-    __attribute__((always_inline)) inline void run() const {
-        sum = sum_of<E, LANES>(count, [x = *this](std::int64_t i) __attribute__((always_inline)) {
-            __builtin_prefetch(x.ahead + i * x.ahead_bytes);
-            return (Simd<E, LANES>::load(x.row + i) - x.shift) * Simd<E, LANES>::load(x.weights + i);
-        });
-    }
-};
-
-// lanes [rows][rows][kPanel] += sum_c weights[c] (x_k[c] - centre[k]) (x_l[c] - centre[l]) for k <= l: 4 by 4 rows at a
-// time (4 by 2 where registers are few), then what is left by twos and ones.
-template <class E>
-struct Gram {
-    const E* x;
-    std::int64_t row_stride, rows;
-    const E* centre;
-    const E* weights;
-    std::int64_t count;
-    double* lanes;
+    std::int64_t ahead_row_bytes, ahead_class_bytes;
+    bool first_block;  // overwrites
+    double* gram;
+    double* mean;
 
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
         constexpr int kMost = LANES == kPanel<E> ? 4 : 2;
         const auto step = [this](std::int64_t k) { return rows - k >= 4 ? 4 : rows - k >= 2 ? 2 : 1; };
+        const auto width = [&](std::int64_t l) { return std::min(step(l), kMost); };
+        std::int64_t tiles = 0, tile = 0;
         for (std::int64_t k = 0; k < rows; k += step(k))
-            for (std::int64_t l = k, width; l < rows; l += width) {
-                width = std::min<std::int64_t>(step(l), kMost);
-                switch (step(k) * 8 + width) {
+            for (std::int64_t l = k; l < rows; l += width(l)) ++tiles;
+        for (std::int64_t k = 0; k < rows; k += step(k))
+            for (std::int64_t l = k; l < rows; l += width(l), ++tile) {
+                const Tile here{k, l, tile * rows / tiles, (tile + 1) * rows / tiles};
+                switch (step(k) * 8 + width(l)) {
                     case 4 * 8 + 4:
-                        add<LANES, 4, kMost>(k, l);
+                        add<LANES, 4, kMost>(here);
                         break;
                     case 4 * 8 + 2:
-                        add<LANES, 4, 2>(k, l);
+                        add<LANES, 4, 2>(here);
                         break;
                     case 4 * 8 + 1:
-                        add<LANES, 4, 1>(k, l);
+                        add<LANES, 4, 1>(here);
                         break;
                     case 2 * 8 + 2:
-                        add<LANES, 2, 2>(k, l);
+                        add<LANES, 2, 2>(here);
                         break;
                     case 2 * 8 + 1:
-                        add<LANES, 2, 1>(k, l);
+                        add<LANES, 2, 1>(here);
                         break;
                     default:
-                        add<LANES, 1, 1>(k, l);
+                        add<LANES, 1, 1>(here);
                 }
             }
     }
 
   private:
+    struct Tile {
+        std::int64_t first, second, ahead_begin, ahead_end;  // rows
+    };
+
     template <int LANES, int K, int L>
-    __attribute__((always_inline)) inline void add(std::int64_t first, std::int64_t second) const {
-        if (K == L && first == second) return add_rows<LANES, K, L, K == L>(first, second);
-        add_rows<LANES, K, L, false>(first, second);
+    __attribute__((always_inline)) inline void add(const Tile& tile) const {
+        if (tile.first == tile.second) return add_rows<LANES, K, L, true>(tile);
+        add_rows<LANES, K, L, false>(tile);
     }
 
-    // Rows first .. first+K-1 with rows second .. second+L-1; DIAGONAL if they are the same.
-    template <int LANES, int K, int L, bool DIAGONAL>
-    __attribute__((always_inline)) inline void add_rows(std::int64_t first, std::int64_t second) const {
+    // Rows first .. first+K-1 with rows second .. second+L-1; OWN, with the means of the former, if they begin at the
+    // same row.
+    template <int LANES, int K, int L, bool OWN>
+    __attribute__((always_inline)) inline void add_rows(const Tile& tile) const {
         using Vectors = Simd<E, LANES>;
         using Vector = typename Vectors::Vector;
-        using Wide = Simd<double, LANES>;
-        Vector sum[K][L] = {};
-        const E *left = x + first * row_stride, *right = x + second * row_stride;
-        for (std::int64_t c = 0; c < count; c += LANES) {
-            const Vector weight = Vectors::load(weights + c);
+        constexpr bool kSquare = OWN && K == L;
+        const auto [first, second, ahead_begin, ahead_end] = tile;
+        Vector sum[K][L] = {}, total[K] = {};
+        const auto take = [&, first = first, second = second](const E* left, const E* right, std::int64_t stride,
+                                                              const E* weights) __attribute__((always_inline)) {
+            const Vector weight = Vectors::load(weights);
             Vector other[L];
-            for (int l = 0; l < L; ++l) other[l] = Vectors::load(right + l * row_stride + c) - centre[second + l];
+            for (int l = 0; l < L; ++l) other[l] = Vectors::load(right + l * stride) - shift[second + l];
             for (int k = 0; k < K; ++k) {
-                const Vector own = DIAGONAL ? other[k] : Vectors::load(left + k * row_stride + c) - centre[first + k];
+                const Vector own = kSquare ? other[k] : Vectors::load(left + k * stride) - shift[first + k];
                 const Vector weighted = own * weight;
-                for (int l = DIAGONAL ? k : 0; l < L; ++l) sum[k][l] += weighted * other[l];
+                if (OWN) total[k] += weighted;
+                for (int l = kSquare ? k : 0; l < L; ++l) sum[k][l] += weighted * other[l];
             }
+        };
+        const E *left = block.x + first * block.row_stride, *right = block.x + second * block.row_stride;
+        for (std::int64_t c = 0; c < block.whole; c += LANES) {
+            if (c % kPanel<E> == 0)
+                for (std::int64_t k = ahead_begin; k < ahead_end; ++k)
+                    __builtin_prefetch(ahead + k * ahead_row_bytes + c * ahead_class_bytes);
+            take(left + c, right + c, block.row_stride, block.weights + c);
         }
-        for (int k = 0; k < K; ++k)
-            for (int l = DIAGONAL ? k : 0; l < L; ++l)
-                Wide::at(lanes + ((first + k) * rows + second + l) * kPanel<E>) +=
-                    __builtin_convertvector(sum[k][l], typename Wide::Vector);
+        if (block.rest != nullptr)
+            for (std::int64_t c = 0; c < kPanel<E>; c += LANES)
+                take(block.rest + first * kPanel<E> + c, block.rest + second * kPanel<E> + c, kPanel<E>,
+                     block.weights + block.whole + c);
+        for (int k = 0; k < K; ++k) {
+            for (int l = kSquare ? k : 0; l < L; ++l)
+                add_lanes<LANES>(gram + ((first + k) * rows + second + l) * kPanel<E>, sum[k][l]);
+            if (OWN) add_lanes<LANES>(mean + (first + k) * kPanel<E>, total[k]);
+        }
+    }
+
+    template <int LANES>
+    __attribute__((always_inline)) inline void add_lanes(double* to, const typename Simd<E, LANES>::Vector& x) const {
+        using Wide = Simd<double, LANES>;
+        const auto wide = __builtin_convertvector(x, typename Wide::Vector);
+        if (first_block)
+            Wide::at(to) = wide;
+        else
+            Wide::at(to) += wide;
     }
 };
 
@@ -250,103 +270,146 @@ TRANSFEROPS_CLONES void convert_row(const T* source, std::int64_t stride, std::i
         for (std::int64_t i = 0; i < count; ++i) row[i] = convert<E>(source[i * stride]);
 }
 
+// Where `value` is in row [count], a multiple of kPanel; 0 if nowhere (it is NaN).
 template <class E>
-TRANSFEROPS_CLONES void scale_row(E* row, std::int64_t count, E factor) {
-    for (std::int64_t i = 0; i < count; ++i) row[i] *= factor;
+TRANSFEROPS_CLONES std::int64_t find(const E* row, std::int64_t count, E value) {
+    for (std::int64_t first = 0; first < count; first += kPanel<E>) {
+        int hits = 0;
+        for (std::int64_t i = 0; i < kPanel<E>; ++i) hits += row[first + i] == value;
+        for (std::int64_t i = 0; hits != 0 && i < kPanel<E>; ++i)
+            if (row[first + i] == value) return first + i;
+    }
+    return 0;
 }
 
-// weights [padded] = softmax(logits [classes]), zero from there on.
-template <class E, class T>
-void softmax_row(const T* logits, std::int64_t stride, std::int64_t classes, std::int64_t padded, E* weights) {
-    convert_row(logits, stride, classes, weights);
-    std::fill(weights + classes, weights + padded, -std::numeric_limits<E>::infinity());
-    E highest;
-    run<E>(Highest<E>{weights, padded, highest});
-    double sum = 0;
-    for (std::int64_t first = 0; first < padded; first += kMaxBlock) {
-        double part;
-        run<E>(Exponentials<E>{weights + first, std::min(kMaxBlock, padded - first), highest, part});
-        sum += part;
-    }
-    scale_row(weights, padded, static_cast<E>(1 / sum));
+TRANSFEROPS_CLONES void fold(const double* x, std::int64_t count, double factor, double* __restrict__ sum) {
+    for (std::int64_t i = 0; i < count; ++i) sum[i] += factor * x[i];
 }
 
-// Mass and means of a sample's classes so far.
-struct Merged {
-    double mass;
-    std::vector<double> mean;
-
-    // Takes in a block, and adds to gram [K, K] the rank-one term by which the parts' Grams fall short of the whole's.
-    void take(double block_mass, const std::vector<double>& block_mean, double* gram) {
-        if (block_mass == 0) return;
-        const auto directions = static_cast<std::int64_t>(mean.size());
-        const double both = mass + block_mass, share = block_mass / both;
-        for (std::int64_t k = 0; k < directions; ++k)
-            for (std::int64_t l = k; mass != 0 && l < directions; ++l)
-                gram[k * directions + l] += mass * share * (block_mean[k] - mean[k]) * (block_mean[l] - mean[l]);
-        for (std::int64_t k = 0; k < directions; ++k) mean[k] += share * (block_mean[k] - mean[k]);
-        mass = both;
-    }
-};
-
-// Adds samples begin .. end to the upper triangle of gram [K, K].
+// The sum over samples, one after the other.
 template <class T>
-void gram_of_samples(const T* logits, std::int64_t logits_sample_stride, std::int64_t logits_class_stride,
-                     const TangentView<T>& x, std::int64_t begin, std::int64_t end, double* gram) {
+class SampleGram {
     using E = Compute<T>;
-    const std::int64_t directions = x.directions;
-    const auto fit = static_cast<std::int64_t>(kBlockBytes / sizeof(E)) / directions / kMinBlock * kMinBlock;
-    const std::int64_t block = std::clamp(fit, kMinBlock, kMaxBlock);
-    const std::int64_t padded = ceil_div(x.classes, kPanel<E>) * kPanel<E>;
-    const auto weights = aligned_buffer<E>(padded), rows = aligned_buffer<E>(directions * block);
-    std::vector<double> lanes(static_cast<std::size_t>(directions * directions * kPanel<E>), 0.0);
-    std::vector<double> mean(static_cast<std::size_t>(directions));
-    std::vector<E> centre(static_cast<std::size_t>(directions));
-    Merged merged{0, std::vector<double>(static_cast<std::size_t>(directions))};
-    const bool in_place = std::is_same_v<E, T> && x.class_stride == 1;
 
-    for (std::int64_t n = begin; n < end; ++n) {
-        softmax_row(logits + n * logits_sample_stride, logits_class_stride, x.classes, padded, weights.get());
-        merged.mass = 0;
-        std::fill(merged.mean.begin(), merged.mean.end(), 0.0);
-        const T* sample = x.data + n * x.sample_stride;
-        for (std::int64_t first = 0, count; first < x.classes; first += count) {
-            // Whole vectors, read where they stand if they can be; or what is left beyond them, from a padded copy.
-            count = std::min(block, x.classes - first);
-            if (count >= kPanel<E>) count = count / kPanel<E> * kPanel<E>;
-            const bool direct = in_place && count >= kPanel<E>;
-            const std::int64_t whole = ceil_div(count, kPanel<E>) * kPanel<E>;
-            const E* weight = weights.get() + first;
-            const E* source = rows.get();
-            std::int64_t stride = block;
-            if constexpr (std::is_same_v<E, T>)
-                if (direct) source = sample + first, stride = x.direction_stride;
-            double mass;
-            run<E>(Sum<E>{weight, whole, mass});
-            for (std::int64_t k = 0; k < directions; ++k) {
-                const T* row = sample + k * x.direction_stride;
-                const E shift = convert<E>(row[0]);
-                const T* next = first + count < x.classes ? row + (first + count) * x.class_stride
-                                : n + 1 < end             ? row + x.sample_stride
-                                                          : row;
-                if (!direct) {
-                    convert_row(row + first * x.class_stride, x.class_stride, count, rows.get() + k * block);
-                    std::fill(rows.get() + k * block + count, rows.get() + k * block + whole, shift);
-                }
-                run<E>(WeightedSum<E>{source + k * stride, shift, weight, whole, reinterpret_cast<const char*>(next),
-                                      static_cast<std::int64_t>(sizeof(T)), mean[k]});
-                if (mass != 0) mean[k] /= mass;
-                centre[k] = shift + static_cast<E>(mean[k]);
-            }
-            run<E>(Gram<E>{source, stride, directions, centre.data(), weight, whole, lanes.data()});
-            merged.take(mass, mean, gram);
+  public:
+    SampleGram(const T* logits, std::int64_t sample_stride, std::int64_t class_stride, const TangentView<T>& x)
+        : logits_(logits),
+          logits_sample_stride_(sample_stride),
+          logits_class_stride_(class_stride),
+          x_(x),
+          in_place_(std::is_same_v<E, T> && x.class_stride == 1),
+          block_(block_size(x.directions)),
+          weights_(aligned_buffer<E>(ceil_div(x.classes, kPanel<E>) * kPanel<E>)),
+          rows_(aligned_buffer<E>(x.directions * (in_place_ ? kPanel<E> : block_))),
+          shift_(static_cast<std::size_t>(x.directions)),
+          sample_gram_(static_cast<std::size_t>(x.directions * x.directions * kPanel<E>)),
+          sample_mean_(static_cast<std::size_t>(x.directions * kPanel<E>)),
+          mean_(shift_.size()),
+          lanes_(sample_gram_.size(), 0.0) {}
+
+    // Adds sample n to lanes_, and to gram [K, K] what its mean takes away.
+    void add(std::int64_t n, double* gram) {
+        const auto [mass, likeliest] = softmax(n);
+        for (std::int64_t k = 0; k < x_.directions; ++k)
+            shift_[k] =
+                convert<E>(x_.data[k * x_.direction_stride + n * x_.sample_stride + likeliest * x_.class_stride]);
+        if (!moments(n, mass)) {
+            for (std::int64_t k = 0; k < x_.directions; ++k) shift_[k] += static_cast<E>(mean_[k]);
+            moments(n, mass);
         }
+        for (std::int64_t k = 0; k < x_.directions; ++k)
+            for (std::int64_t l = k; l < x_.directions; ++l) gram[k * x_.directions + l] -= mean_[k] * mean_[l];
+        fold(sample_gram_.data(), static_cast<std::int64_t>(lanes_.size()), 1 / mass, lanes_.data());
     }
-    for (std::int64_t k = 0; k < directions; ++k)
-        for (std::int64_t l = k; l < directions; ++l)
-            for (std::int64_t lane = 0; lane < kPanel<E>; ++lane)
-                gram[k * directions + l] += lanes[(k * directions + l) * kPanel<E> + lane];
-}
+
+    // Adds lanes_ to gram.
+    void finish(double* gram) const {
+        for (std::int64_t k = 0; k < x_.directions; ++k)
+            for (std::int64_t l = k; l < x_.directions; ++l)
+                gram[k * x_.directions + l] += lane_sum(lanes_.data() + (k * x_.directions + l) * kPanel<E>);
+    }
+
+  private:
+    static std::int64_t block_size(std::int64_t directions) {
+        const auto fit = static_cast<std::int64_t>(kBlockBytes / sizeof(E)) / directions / kMinBlock * kMinBlock;
+        return std::clamp(fit, kMinBlock, kMaxBlock);
+    }
+
+    // weights_ = exp(logits - highest), zero beyond the classes; their sum, and the class of the highest.
+    std::pair<double, std::int64_t> softmax(std::int64_t n) {
+        const std::int64_t padded = ceil_div(x_.classes, kPanel<E>) * kPanel<E>;
+        const T* next = logits_ + std::min(n + 1, x_.samples - 1) * logits_sample_stride_;
+        for (std::int64_t c = 0; c < x_.classes; c += kPanel<E>) __builtin_prefetch(next + c * logits_class_stride_);
+        convert_row(logits_ + n * logits_sample_stride_, logits_class_stride_, x_.classes, weights_.get());
+        std::fill(weights_.get() + x_.classes, weights_.get() + padded, -std::numeric_limits<E>::infinity());
+        E highest;
+        run<E>(Highest<E>{weights_.get(), padded, highest});
+        const std::int64_t likeliest = find(weights_.get(), padded, highest);
+        double mass = 0;
+        for (std::int64_t first = 0; first < padded; first += kMaxBlock) {
+            double part;
+            run<E>(Exponentials<E>{weights_.get() + first, std::min(kMaxBlock, padded - first), highest, part});
+            mass += part;
+        }
+        return {mass, likeliest};
+    }
+
+    // sample_gram_ and mean_ about shift_. False if a mean is so far from it that squares would lose digits.
+    bool moments(std::int64_t n, double mass) {
+        const T* sample = x_.data + n * x_.sample_stride;
+        for (std::int64_t first = 0, count; first < x_.classes; first += count) {
+            count = std::min(block_, x_.classes - first);
+            const T* start = sample + first * x_.class_stride;
+            const T* next = first + count < x_.classes ? start + count * x_.class_stride
+                            : n + 1 < x_.samples       ? sample + x_.sample_stride
+                                                       : start;
+            run<E>(Moments<E>{block_at(start, count, weights_.get() + first), x_.directions, shift_.data(),
+                              reinterpret_cast<const char*>(next),
+                              x_.direction_stride * static_cast<std::int64_t>(sizeof(T)),
+                              x_.class_stride * static_cast<std::int64_t>(sizeof(T)), first == 0, sample_gram_.data(),
+                              sample_mean_.data()});
+        }
+        bool close = true;
+        for (std::int64_t k = 0; k < x_.directions; ++k) {
+            mean_[k] = lane_sum(sample_mean_.data() + k * kPanel<E>) / mass;
+            const double square = lane_sum(sample_gram_.data() + k * (x_.directions + 1) * kPanel<E>) / mass;
+            close = close && !(mean_[k] * mean_[k] > kFar * square);
+        }
+        return close;
+    }
+
+    // Classes start .. start + count - 1. What cannot be read where it stands is copied, converted and padded with the
+    // shift.
+    Block<E> block_at(const T* start, std::int64_t count, const E* weights) {
+        const std::int64_t whole = in_place_ ? count / kPanel<E> * kPanel<E> : 0, rest = count - whole;
+        const std::int64_t room = ceil_div(rest, kPanel<E>) * kPanel<E>;
+        for (std::int64_t k = 0; rest != 0 && k < x_.directions; ++k) {
+            E* row = rows_.get() + k * room;
+            convert_row(start + k * x_.direction_stride + whole * x_.class_stride, x_.class_stride, rest, row);
+            std::fill(row + rest, row + room, shift_[k]);
+        }
+        if constexpr (std::is_same_v<E, T>)
+            if (in_place_) return {start, x_.direction_stride, whole, rest != 0 ? rows_.get() : nullptr, weights};
+        return {rows_.get(), room, room, nullptr, weights};
+    }
+
+    static double lane_sum(const double* lanes) {
+        double sum = 0;
+        for (std::int64_t lane = 0; lane < kPanel<E>; ++lane) sum += lanes[lane];
+        return sum;
+    }
+
+    const T* logits_;
+    std::int64_t logits_sample_stride_, logits_class_stride_;
+    TangentView<T> x_;
+    bool in_place_;
+    std::int64_t block_;
+    AlignedBuffer<E> weights_, rows_;
+    std::vector<E> shift_;
+    std::vector<double> sample_gram_, sample_mean_;  // of one sample, in lanes
+    std::vector<double> mean_;
+    std::vector<double> lanes_;
+};
 
 }  // namespace
 
@@ -359,8 +422,11 @@ void softmax_fisher_gram(const T* logits, std::int64_t logits_sample_stride, std
     const std::int64_t slices = std::min(tangents.samples, kSampleSlices);
     std::vector<double> partial(static_cast<std::size_t>(slices * area), 0.0);
     parallel_for(slices, [&](std::int64_t slice) {
-        gram_of_samples(logits, logits_sample_stride, logits_class_stride, tangents, slice * tangents.samples / slices,
-                        (slice + 1) * tangents.samples / slices, partial.data() + slice * area);
+        SampleGram<T> sum(logits, logits_sample_stride, logits_class_stride, tangents);
+        double* own = partial.data() + slice * area;
+        const std::int64_t end = (slice + 1) * tangents.samples / slices;
+        for (std::int64_t n = slice * tangents.samples / slices; n < end; ++n) sum.add(n, own);
+        sum.finish(own);
     });
     for (std::int64_t slice = 0; slice < slices; ++slice)
         for (std::int64_t k = 0; k < tangents.directions; ++k)
