@@ -3,71 +3,52 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import quadprog
 import torch
-from numpy.typing import NDArray
+from allocation_problems import FloatArray, Problem, adversarial_problem, budget_of, random_problem
 
 from transferops.otqms import allocation
-from transferops.otqms.allocation import Allocation, allocate, kkt_residual
-from transferops.otqms.theory import optimal_quantity, risk
-
-FloatArray = NDArray[np.float64]
-
-
-class Problem(NamedTuple):
-    gram: FloatArray
-    target_samples: float
-    source_samples: FloatArray
-    dimension: float
+from transferops.otqms.allocation import allocate, kkt_residual
+from transferops.otqms.paper_grid import paper_grid
+from transferops.otqms.quadratic_program import Solution
+from transferops.otqms.rounding import largest_remainder
+from transferops.otqms.theory import optimal_quantity, risk, weighted_risk
 
 
-def random_problem(seed: int, spread: float = 6, sources: int | None = None) -> Problem:
-    """N0 t from 10^-spread to 10^spread, at times with identical, opposite, exact or exhausted sources."""
-    rng = np.random.default_rng(seed)
-    sources = sources or int(rng.choice([1, 2, 3, 5, 10, 20, 40]))
-    target_samples, dimension = float(round(10 ** rng.uniform(0, 4))), float(10 ** rng.uniform(0, 6))
-    differences = rng.standard_normal((int(rng.integers(1, 2 * sources + 1)), sources))
-    if rng.random() < 0.3:  # one shift common to all sources
-        differences += 3 * rng.standard_normal((len(differences), 1))
-    per_source = sources if rng.random() < 0.5 else 1
-    differences *= 10 ** rng.uniform(-spread / 2, spread / 2, per_source) / np.linalg.norm(differences, axis=0)
-    first, second = rng.integers(0, sources, 2)
-    if rng.random() < 0.3:
-        differences[:, first] = differences[:, second]
-    elif rng.random() < 0.2:
-        differences[:, first] = -differences[:, second]
-    elif rng.random() < 0.2:
-        differences[:, first] = 0
-    available = np.round(10 ** rng.uniform(0, rng.choice([1, 3, 6]), sources))
-    if rng.random() < 0.3:
-        available[rng.integers(0, sources)] = 0
-    return Problem(differences.T @ differences * dimension / target_samples, target_samples, available, dimension)
-
-
-def cancellation(problem: Problem, solution: Allocation) -> float:
-    """How much larger the terms of the quadratic form are than the risk: digits float64 has lost."""
-    w = solution.weights
-    return float(w @ np.abs(problem.gram) @ w / (2 * solution.risk))
-
-
-@pytest.mark.parametrize("block", range(8))
-def test_random_problems_are_solved_to_their_certificate(block: int) -> None:
-    for seed in range(50 * block, 50 * (block + 1)):
-        problem = random_problem(seed)
-        solution = allocate(*problem)
-        assert solution.kkt_residual <= 1e-8 * max(1.0, cancellation(problem, solution) / 1e7), seed
-        assert np.all((solution.quantities >= 0) & (solution.quantities <= problem.source_samples)), seed
-        assert solution.risk <= solution.target_only_risk * (1 + 1e-12), seed
-        n = solution.quantities
-        np.testing.assert_allclose(solution.weights, n / (problem.target_samples + n.sum()), rtol=1e-12)
-        assert solution.risk == pytest.approx(
-            risk(n, problem.gram, problem.target_samples, problem.dimension), rel=1e-7
+@pytest.mark.parametrize("mode", ["quantity", "weight", "budget"])
+@pytest.mark.parametrize("make", [random_problem, adversarial_problem])
+def test_random_problems_are_solved_to_their_certificate(make: Callable[[int], Problem], mode: str) -> None:
+    for seed in range(100):
+        problem = make(seed)
+        extra = budget_of(problem, seed) if mode == "budget" else {}
+        solution = allocate(*problem, mode, **extra)  # type: ignore[arg-type]
+        assert solution.kkt_residual <= 1e-8, seed
+        n, q = solution.quantities, solution.masses
+        assert np.all((n >= 0) & (n <= problem.source_samples)), seed
+        assert np.all(q >= 0), seed
+        assert solution.target_mass > 0, seed
+        assert q.sum() + solution.target_mass == pytest.approx(1, rel=1e-12)
+        np.testing.assert_allclose(
+            solution.sample_weights * n * solution.target_mass / problem.target_samples, q, rtol=1e-9
         )
+        assert np.all((n > 0) == (q > 0)), seed
+        assert solution.risk <= solution.target_only_risk * (1 + 1e-12), seed
+        assert (solution.costs * n).sum() <= solution.budget * (1 + 1e-12), seed
+        # The terms of the quadratic form may cancel to far below their size: gram has no more digits than this.
+        gram = problem.gram.astype(float)
+        digits = np.finfo(problem.gram.dtype).eps * len(gram) * (q @ np.abs(gram) @ q)
+        expected = weighted_risk(q, gram, problem.target_samples, n, problem.dimension)
+        assert abs(solution.risk - expected) <= 4 * digits + 1e-9 * solution.risk, seed
+        if mode == "quantity":
+            np.testing.assert_allclose(q, n / (problem.target_samples + n.sum()), rtol=1e-12)
+            assert abs(solution.risk - risk(n, gram, problem.target_samples, problem.dimension)) <= (
+                4 * digits + 1e-9 * solution.risk
+            )
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -82,7 +63,7 @@ def test_no_feasible_point_is_better(seed: int) -> None:
     assert solution.risk <= risks.min() * (1 + 1e-9)
 
 
-def paper_grid(problem: Problem, totals: FloatArray) -> float:
+def reference_grid(problem: Problem, totals: FloatArray) -> float:
     """The paper's algorithm: for each s, min alpha^T A alpha, sum alpha = 1, 0 <= alpha_i <= N_i/s."""
     gram, available = problem.gram, problem.source_samples
     sources = available.size
@@ -100,17 +81,33 @@ def paper_grid(problem: Problem, totals: FloatArray) -> float:
     return best
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(20))
 def test_never_worse_than_the_papers_grid_and_equal_on_its_point(seed: int) -> None:
     problem = random_problem(seed, spread=1, sources=5)
     problem = problem._replace(source_samples=np.maximum(problem.source_samples, 1))
     solution = allocate(*problem)
     largest = problem.source_samples.sum() * (1 - 1e-9)
-    totals = np.geomspace(largest / 1e4, largest, 60)
-    assert solution.risk <= paper_grid(problem, totals) * (1 + 1e-9)
+    totals = np.geomspace(largest / 1e4, largest, 20)
+    grid = paper_grid(*problem, totals=totals)
+    assert grid.risk == pytest.approx(reference_grid(problem, totals), rel=1e-6)
+    assert solution.risk <= grid.risk * (1 + 1e-9)
     if solution.total > 0:
-        at_optimum = paper_grid(problem, np.array([min(solution.total, largest)]))
-        assert at_optimum == pytest.approx(solution.risk, rel=1e-6)
+        at_optimum = paper_grid(*problem, totals=[min(solution.total, largest)])
+        assert at_optimum.risk == pytest.approx(solution.risk, rel=1e-6)
+        np.testing.assert_allclose(at_optimum.quantities.sum(), at_optimum.totals[-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_never_worse_than_the_papers_grid_on_adversarial_problems(seed: int) -> None:
+    problem = adversarial_problem(seed)
+    solution, grid = allocate(*problem), paper_grid(*problem, points=5)
+    assert solution.risk <= grid.risk * (1 + 1e-9)
+    assert grid.risk == grid.risks.min() <= grid.risks[0] == pytest.approx(solution.target_only_risk, rel=1e-12)
+
+
+def test_grid_refuses_totals_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match=r"^totals: expected values from 0 to sum N_i = 10, got 1 to 11$"):
+        paper_grid(*GOOD, totals=[1, 11])
 
 
 @pytest.mark.parametrize("scaled_discrepancy", [0, 1e-6, 0.3, 0.5, 0.501, 0.7, 1, 10, 1e3, 1e6])
@@ -176,11 +173,28 @@ def test_units_do_not_matter(factor: float) -> None:
     np.testing.assert_allclose(larger.quantities, solution.quantities * 7, rtol=1e-7, atol=1e-9)
 
 
-def test_many_sources() -> None:
+@pytest.mark.parametrize(("mode", "budget"), [("quantity", None), ("weight", None), ("budget", 5000)])
+def test_many_sources(mode: str, budget: float | None) -> None:
     rng = np.random.default_rng(0)
-    differences = rng.standard_normal((200, 400)) / 10
-    solution = allocate(differences.T @ differences, 100, np.round(10 ** rng.uniform(0, 5, 400)), 1000)
-    assert solution.kkt_residual <= 1e-9
+    differences = rng.standard_normal((100, 200)) / 10
+    available = np.round(10 ** rng.uniform(0, 5, 200))
+    solution = allocate(differences.T @ differences, 100, available, 1000, mode, budget)
+    assert solution.kkt_residual <= 1e-10
+    assert 0 < (solution.quantities == 0).sum() < 200
+
+
+@pytest.mark.parametrize(("mode", "budget"), [("quantity", None), ("weight", None), ("budget", 7)])
+@pytest.mark.parametrize("units", [1e-300, 1e-150, 1e150, 1e300])
+def test_extreme_units(mode: str, budget: float | None, units: float) -> None:
+    gram = np.array([[2.0, 1.0], [1.0, 3.0]])
+    usual = allocate(gram, 10, [50, 60], 3, mode, budget)
+    same = allocate(gram * units, 10, [50, 60], 3 * units, mode, budget)
+    np.testing.assert_allclose(same.quantities, usual.quantities, rtol=1e-9)
+    np.testing.assert_allclose(same.sample_weights, usual.sample_weights, rtol=1e-9)
+    alone = allocate(gram * units, 10, [50, 60], 3, mode, budget)
+    assert alone.kkt_residual <= 1e-10
+    assert alone.relative_risk <= 1 + 1e-12
+    np.testing.assert_allclose(allocate(np.zeros((2, 2)), 1, [1e18, 1e12], 3).quantities, [1e18, 1e12], rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -208,14 +222,14 @@ def test_residual_tells_how_far_from_optimal() -> None:
         residual = kkt_residual(quantities, *problem)
         assert residual >= (value - best.risk) / value - 1e-12
         assert residual > 1e-3
-    assert kkt_residual(best.quantities, *problem) == best.kkt_residual
+    assert max(kkt_residual(best.quantities, *problem), best.kkt_residual) < 1e-14
     assert kkt_residual(problem.source_samples * 2, *problem) > 1e-2
     assert kkt_residual(-best.quantities / 10, *problem) > 1e-2
 
 
 def test_poor_solution_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocation, "solve", lambda gram, capacity: np.zeros_like(capacity))
-    message = r"^allocate: expected a KKT residual of at most 1e-06, got 0\.909: sources that cancel"
+    monkeypatch.setattr(allocation, "solve", lambda program: Solution(np.zeros(1), np.zeros(1), 0.9))
+    message = r"^allocate: expected a KKT residual of at most 1e-06, got 0\.9: "
     with pytest.raises(RuntimeError, match=message):
         allocate([[0.0]], 10, [100], 1)
 
@@ -295,7 +309,29 @@ GOOD = Problem(np.eye(2), 10, np.array([5.0, 5.0]), 3)
             TypeError,
             "gram: expected a number or an array of real numbers, got 'near'",
         ),
-        ({"mode": "weights"}, ValueError, "mode: expected 'quantity', got 'weights'"),
+        (
+            {"mode": "weights"},
+            ValueError,
+            "mode: expected 'quantity' or 'weight' or 'budget', got 'weights'",
+        ),
+        ({"mode": "budget"}, ValueError, "budget: expected a number with mode 'budget', got None"),
+        (
+            {"mode": "budget", "budget": -1},
+            ValueError,
+            "budget: expected a number that is not negative, got -1",
+        ),
+        ({"mode": "weight", "budget": 3}, ValueError, "budget: expected None with mode 'weight', got 3"),
+        ({"costs": [1, 1]}, ValueError, "costs: expected None with mode 'quantity', got list"),
+        (
+            {"mode": "budget", "budget": 3, "costs": [1, 0]},
+            ValueError,
+            "costs: expected positive numbers, got 0 for source 1",
+        ),
+        (
+            {"mode": "budget", "budget": 3, "costs": [1]},
+            ValueError,
+            "costs: expected shape [2], one for each of source_samples, got shape [1]",
+        ),
     ],
 )
 def test_refuses(change: dict[str, object], error: type[Exception], message: str) -> None:
@@ -315,11 +351,6 @@ def test_allocation_is_frozen() -> None:
         solution.risk = 0.0  # type: ignore[misc]
 
 
-def with_quantities(quantities: object, source_samples: object) -> Allocation:
-    n, available = np.asarray(quantities, dtype=float), np.asarray(source_samples, dtype=float)
-    return Allocation(n, n / (1 + n.sum()), 0.1, 0.5, 0.0, available)
-
-
 @pytest.mark.parametrize(
     ("quantities", "source_samples", "expected"),
     [
@@ -333,11 +364,37 @@ def with_quantities(quantities: object, source_samples: object) -> Allocation:
     ],
 )
 def test_rounding(quantities: list[float], source_samples: list[float], expected: list[int]) -> None:
-    assert with_quantities(quantities, source_samples).rounded().tolist() == expected
+    ones = np.ones(len(quantities))
+    assert largest_remainder(np.array(quantities), np.array(source_samples), ones).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("quantities", "costs", "budget", "expected"),
+    [
+        ([1.5, 1.5], [1, 1], 3, [2, 1]),
+        ([1.5, 1.5], [1, 1], 3.5, [2, 1]),
+        ([1.9, 1.2], [5, 1], 10.7, [1, 2]),
+        ([0.9, 0.5], [2, 1], 2.3, [1, 0]),
+        ([2.0, 3.0], [1, 1], 5, [2, 3]),
+    ],
+)
+def test_rounding_under_a_budget(
+    quantities: list[float], costs: list[float], budget: float, expected: list[int]
+) -> None:
+    whole = largest_remainder(np.array(quantities), np.full(2, 9.0), np.array(costs, dtype=float), budget)
+    assert whole.tolist() == expected
 
 
 @pytest.mark.parametrize("seed", range(100))
 def test_rounding_keeps_bounds_and_total(seed: int) -> None:
+    """In every mode; total or budget, whichever binds."""
+    problem = random_problem(seed, spread=2)
+    assert allocate(*problem, "weight").rounded().tolist() == allocate(*problem, "weight").quantities.tolist()
+    bought = allocate(*problem, "budget", **budget_of(problem, seed))  # type: ignore[arg-type]
+    whole = bought.rounded()
+    assert np.all((whole >= 0) & (whole <= bought.source_samples))
+    assert np.all(np.abs(whole - bought.quantities) < 1)
+    assert (bought.costs * whole).sum() <= bought.budget * (1 + 1e-11)
     solution = allocate(*random_problem(seed, spread=2))
     rounded = solution.rounded()
     assert rounded.dtype == np.int64

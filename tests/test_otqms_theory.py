@@ -7,7 +7,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from transferops.otqms.theory import optimal_quantity, risk, single_source_risk, target_only_risk
+from transferops.otqms.theory import (
+    effective_samples,
+    optimal_quantity,
+    optimal_weight,
+    risk,
+    single_source_risk,
+    single_source_weighted_risk,
+    target_only_risk,
+    weighted_risk,
+)
 
 
 @pytest.mark.parametrize("quantities", [(0, 0, 0), (12, 0, 0), (5, 9, 30)])
@@ -29,6 +38,55 @@ def test_risk_is_the_mean_divergence_of_the_pooled_estimate(quantities: tuple[in
 
     expected = risk(quantities, differences.T @ fisher @ differences, target_samples, dimension)
     assert abs(divergence.mean() - expected) < 5 * divergence.std() / np.sqrt(repetitions)
+
+
+@pytest.mark.parametrize("masses", [(0, 0, 0), (0.3, 0, 0.1), (0.1, 0.2, 0.7), (0.2, 0.5, 0.05)])
+def test_weighted_risk_is_the_mean_divergence_of_the_weighted_estimate(masses: tuple[float, ...]) -> None:
+    """Every x ~ N(theta_i, J^-1) is drawn; thetahat is sum_i q_i/n_i sum_j x_ij, e its error, KL = e^T J e / 2."""
+    rng = np.random.default_rng(1)
+    quantities, target_samples, dimension, repetitions = (4, 9, 2), 8, 3, 20_000
+    mixing = rng.standard_normal((dimension, dimension)) + 2 * np.eye(dimension)
+    fisher = np.linalg.inv(mixing @ mixing.T)
+    differences = 0.3 * rng.standard_normal((dimension, len(quantities)))
+
+    error = (1 - sum(masses)) * (mixing @ rng.standard_normal((repetitions, dimension, target_samples))).mean(-1)
+    for i, (mass, quantity) in enumerate(zip(masses, quantities, strict=True)):
+        samples = differences[:, [i]] + mixing @ rng.standard_normal((repetitions, dimension, quantity))
+        error += mass * samples.mean(-1)
+    divergence = np.einsum("ri,ij,rj->r", error, fisher, error) / 2
+
+    gram = differences.T @ fisher @ differences
+    expected = weighted_risk(masses, gram, target_samples, quantities, dimension)
+    assert abs(divergence.mean() - expected) < 5 * divergence.std() / np.sqrt(repetitions)
+
+
+def test_weighted_risk_of_equal_weights_is_that_of_the_pooled_samples() -> None:
+    rng = np.random.default_rng(2)
+    gram = np.cov(rng.standard_normal((4, 9)))
+    quantities = rng.integers(0, 50, (6, 4)).astype(float)
+    masses = quantities / (12 + quantities.sum(-1, keepdims=True))
+    np.testing.assert_allclose(
+        weighted_risk(masses, gram, 12, quantities, 5), risk(quantities, gram, 12, 5), rtol=1e-13
+    )
+
+
+@pytest.mark.parametrize("scaled_discrepancy", [0, 0.2, 1, 7, 1e4])
+def test_optimal_weight_beats_every_other(scaled_discrepancy: float) -> None:
+    target_samples, quantity, dimension = 30, 45, 11
+    t = scaled_discrepancy / target_samples
+    weight = np.append(optimal_weight(quantity, t), np.linspace(0, 1.5, 301))
+    masses = weight * quantity / (target_samples + weight * quantity)
+    values = weighted_risk(masses[:, None], [[t * dimension]], target_samples, [quantity], dimension)
+    assert values[0] <= values.min() * (1 + 1e-14)
+    assert values[0] == pytest.approx(float(single_source_weighted_risk(quantity, t, target_samples, dimension)))
+    grid = single_source_weighted_risk(np.arange(500), t, target_samples, dimension)
+    assert np.all(np.diff(grid) <= 0)
+    assert np.all(grid <= single_source_risk(np.arange(500), t, target_samples, dimension) * (1 + 1e-14))
+
+
+def test_effective_samples_inverts_the_target_risk() -> None:
+    n, d = np.array([[3.0], [70.0]]), np.array([2.0, 9.0, 1000.0])
+    np.testing.assert_allclose(effective_samples(target_only_risk(n, d), d), np.broadcast_to(n, (2, 3)), rtol=1e-15)
 
 
 def test_risk_reduces_to_one_source_and_to_none() -> None:
@@ -115,6 +173,31 @@ def test_optimal_quantity_without_a_cap() -> None:
             lambda: risk([1], [[np.inf]], 1, 1),
             ValueError,
             "gram: expected finite numbers, got inf at index [0, 0]",
+        ),
+        (
+            lambda: weighted_risk([0.6, 0.6], np.eye(2), 1, [1, 1], 1),
+            ValueError,
+            "masses: expected a sum of at most 1, got 1.2",
+        ),
+        (
+            lambda: weighted_risk([0.5, 0.1], np.eye(2), 1, [1, 0], 1),
+            ValueError,
+            "masses: expected no mass on a source of which there are no samples, got some",
+        ),
+        (
+            lambda: weighted_risk([0.5, 0.1], np.eye(2), 1, [1], 1),
+            ValueError,
+            "masses: expected an array of shape [..., K], one mass for each of quantities, got shapes [2] and [1]",
+        ),
+        (
+            lambda: weighted_risk([0.5], np.eye(2), 1, [1], 1),
+            ValueError,
+            "gram: expected shape [1, 1], one row per source, got shape [2, 2]",
+        ),
+        (
+            lambda: optimal_weight(-1, 1),
+            ValueError,
+            "quantity: expected no negative values, got a smallest value of -1",
         ),
         (
             lambda: optimal_quantity("far", 1),

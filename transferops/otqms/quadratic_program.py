@@ -1,177 +1,307 @@
-"""The solver behind ``allocate``: a convex quadratic program and its certificate.
+"""The solver behind ``allocate``: a convex quadratic program and the residual that certifies its solution.
 
-Everything here is dimensionless. With B = (N0/d) A and c_i = N_i/N0, over the shares w and u = 1 - 1^T w,
+Everything here is dimensionless. Over the shares w of the sources and u of the target, z = (w, u),
 
-    min u + w^T B w    subject to    0 <= w_i <= c_i u,
+    min |M z|^2 + l u    subject to    w >= 0, u >= 0, 1^T w + u = 1, w_i <= c_i u.
 
-and the ratios n_i/N0 = w_i/u are what is returned.
+Keeping the quadratic form as a factor M halves the digits lost where sources cancel each other. The solution is
+returned as the ratios r = w / u, which stay accurate where u is small.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transferops.otqms.theory import FloatArray
 
-_SUFFICIENT_RESIDUAL = 1e-9
-_ROUNDS = 8  # of the solver; the first nearly always suffices
-_POLISH_STEPS = 2
+SUFFICIENT_RESIDUAL = 1e-10
+_ROUNDS = 8  # of the interior-point method; the first nearly always suffices
+_POLISH_STEPS = 3
+_DESCENT_STEPS = 200
+_NEGLIGIBLE_RESIDUAL = 1e-12
+_PROXIMAL_STEPS = 50
+_PROXIMAL = 1e-12  # relative to the curvature of each variable
 
 
-def relative_residual(gram: FloatArray, capacity: FloatArray, ratios: FloatArray) -> float:
-    """:func:`~transferops.otqms.allocation.kkt_residual` of ratios n_i/N0."""
-    unused = 1 / (1 + ratios.sum())
-    shares = ratios * unused
-    gradient = 2 * gram @ shares
-    lower, upper = _multipliers(gradient, capacity)[1:]
-    room = (capacity - ratios) * unused
-    stationarity = np.abs(gradient - 1 + capacity @ upper - lower + upper) / (1 + 2 * np.abs(gram) @ shares)
-    complementarity = (lower @ np.abs(shares) + upper @ np.abs(room)) / (unused + shares @ gradient / 2)
-    infeasibility = np.maximum(np.maximum(-shares, -room), np.maximum(-lower, -upper))
-    return float(max(stationarity.max(), infeasibility.max(), complementarity, 0.0))
+class Program(NamedTuple):
+    """min |M z|^2 + linear u, see the module."""
+
+    matrix: FloatArray  # M, [R, K + 1]
+    linear: float  # l
+    limit: FloatArray  # c, [K], positive, infinite for none
+
+    def value(self, ratios: FloatArray) -> float:
+        """The objective at z = (r, 1) / (1 + 1^T r)."""
+        z = shares(ratios)
+        return float(np.square(self.matrix @ z).sum() + self.linear * z[-1])
 
 
-def _multipliers(gradient: FloatArray, capacity: FloatArray) -> tuple[float, FloatArray, FloatArray]:
-    """nu, lambda and mu from 2 B w, see :func:`~transferops.otqms.allocation.kkt_residual`."""
-    order = np.argsort(gradient)
-    ordered, weight = gradient[order], capacity[order]
-    levels = (1 + np.append(0, np.cumsum(weight * ordered))) / (1 + np.append(0, np.cumsum(weight)))
-    level = float(levels[np.count_nonzero(levels[:-1] > ordered)])
-    return level, np.maximum(gradient - level, 0), np.maximum(level - gradient, 0)
+class Solution(NamedTuple):
+    """Ratios, the dual vector that certifies them, and their KKT residual: see :func:`residual_of`."""
+
+    ratios: FloatArray
+    dual: FloatArray
+    residual: float
 
 
-class _Scaled(NamedTuple):
-    """Over x = (w, u) / unit: min x^T H x/2 + unit_K x_K s.t. unit^T x = 1, 0 <= x_i <= limit_i x_K."""
-
-    hessian: FloatArray  # [K+1, K+1], 2 B in units, last row and column 0
-    unit: FloatArray  # [K+1]
-    limit: FloatArray  # [K], at least 1
-    size: float  # of the objective
+def shares(ratios: FloatArray) -> FloatArray:
+    """z = (r, 1) / (1 + 1^T r)."""
+    extended = np.append(ratios, 1.0)
+    return np.asarray(extended / extended.sum())
 
 
-def solve(gram: FloatArray, capacity: FloatArray) -> FloatArray:
-    """The ratios n_i/N0 that minimise u + w^T B w; every capacity positive.
+def residual_of(program: Program, ratios: FloatArray, dual: FloatArray) -> float:
+    """How far the Karush-Kuhn-Tucker conditions are from holding, at r and a dual vector p for y = M z [derived].
 
-    Over (w, u) the constraints are homogeneous but for the total: 0 <= w_i <= c_i u, sum w + u = 1.
-    Carrying u keeps n_i = N0 w_i/u accurate where u is small. The solver wants variables and objective of
-    about one, which they are in terms of the solution; so a solution of poor residual gives the units for
-    another round.
+    With g = M^T p + l e_u and nu the least of g^T z over the feasible z, the multipliers of w >= 0 are max(g - nu, 0)
+    and those of w <= c u max(nu - g, 0): dual feasible. The residual is dimensionless, the largest of
+
+    - stationarity in y: |M z - p/2| / sqrt(objective);
+    - complementarity: the products of slacks and multipliers, in sum, over the objective;
+    - infeasibility of z, in shares of one.
+
+    The objective is nowhere below nu - |p|^2/4, and what it is above that is |M z - p/2|^2 plus those products: a
+    residual r bounds the relative excess of the objective over its minimum by r + r^2.
     """
-    ratios = np.minimum(capacity, 0.5 / np.maximum(np.diagonal(gram), np.finfo(np.float64).tiny))
-    size, shares = 1 / (1 + ratios.sum()), np.zeros_like(capacity)
-    best, best_residual = ratios, np.inf
-    for _ in range(_ROUNDS):
-        problem = _scale(gram, capacity, ratios, shares, size)
-        candidates = _polish(gram, capacity, problem, _interior_point(problem))
-        for candidate in candidates:
-            residual = relative_residual(gram, capacity, candidate)
-            if residual < best_residual:
-                best, best_residual = candidate, residual
-        if best_residual <= _SUFFICIENT_RESIDUAL:
+    z = shares(ratios)
+    gradient = program.matrix.T @ dual
+    gradient[-1] += program.linear
+    level, lower, upper = multipliers(gradient, program.limit)
+    room = np.where(upper > 0, program.limit * z[-1] - z[:-1], 0.0)
+    carried = np.dot(np.where(upper > 0, program.limit, 0.0), upper)
+    image = program.matrix @ z
+    distance = np.square(image - dual / 2).sum()
+    complementarity = lower @ z[:-1] + upper @ np.abs(room) + z[-1] * abs(gradient[-1] - level - carried)
+    infeasible = np.append(-z, z[:-1] - program.limit * z[-1]).max()
+    value = np.square(image).sum() + program.linear * z[-1]
+    return float(max(np.sqrt(distance / value), complementarity / value, infeasible))
+
+
+def multipliers(gradient: FloatArray, limit: FloatArray) -> tuple[float, FloatArray, FloatArray]:
+    """nu, and the multipliers of w >= 0 and of w <= c u, for a linear objective g^T z.
+
+    nu is the root of nu + sum_i c_i max(nu - g_i, 0) = g_u, or the least of g if no limit is finite.
+    """
+    if not np.isfinite(limit).all():
+        level = float(gradient.min())
+    else:
+        order = np.argsort(gradient[:-1])
+        ordered, weight = gradient[:-1][order], limit[order]
+        levels = (gradient[-1] + np.append(0, np.cumsum(weight * ordered))) / (1 + np.append(0, np.cumsum(weight)))
+        level = float(levels[np.count_nonzero(levels[:-1] > ordered)])
+    return level, np.maximum(gradient[:-1] - level, 0), np.maximum(level - gradient[:-1], 0)
+
+
+def solve(program: Program) -> Solution:
+    """The ratios of least objective.
+
+    An interior-point method finds which sources are at a bound, active-set steps give the digits. The method
+    wants variables and objective of about one, which they are in terms of the solution: so a poor solution gives
+    the units for another round. Every other round keeps the quadratic form factored, for digits.
+    """
+    curvature = np.square(program.matrix[:, :-1]).sum(0)
+    ratios = np.minimum(program.limit, 1 / np.maximum(curvature, np.finfo(np.float64).tiny))
+    z, size = np.append(np.zeros_like(ratios), shares(ratios)[-1]), float(shares(ratios)[-1])
+    best = Solution(ratios, np.zeros(len(program.matrix)), np.inf)
+    for turn in range(_ROUNDS):
+        # What a source gets at the common multiplier on its own, for those that have nothing yet.
+        alone = size / np.maximum(2 * curvature, 1e-200)
+        unit = np.append(np.maximum(z[:-1], np.minimum(program.limit * z[-1], alone)), z[-1])
+        start = _start(program, unit, size, factored=turn % 2 == 1)
+        found = polish(program, start, unit, size)
+        if found.residual < best.residual:
+            best = found
+        if best.residual <= SUFFICIENT_RESIDUAL:
             break
-        ratios = min(candidates, key=lambda r: _relative_risk(gram, r))
-        shares, size = ratios / (1 + ratios.sum()), _relative_risk(gram, ratios)
+        ratios = min(found.ratios, start, key=program.value)
+        z, size = shares(ratios), program.value(ratios)
     return best
 
 
-def _relative_risk(gram: FloatArray, ratios: FloatArray) -> float:
-    """u + w^T B w, the risk over that of the target alone."""
-    unused = 1 / (1 + ratios.sum())
-    return float(unused + max(ratios @ gram @ ratios * unused**2, 0.0))
+def polish(program: Program, ratios: FloatArray, unit: FloatArray, size: float) -> Solution:
+    """The best of an interior solution and of active-set steps from there.
+
+    The steps put sources exactly on the bounds they approach and solve for the others to rounding.
+    """
+    best = Solution(ratios, np.zeros(len(program.matrix)), np.inf)
+    point = ratios
+    for _ in range(_POLISH_STEPS):
+        empty, full = _at_bounds(program, point)
+        aim, dual = active_set(program, shares(point), empty, full, unit, size)
+        point = ratios_of(program, aim)
+        best = _better(program, best, point, dual)
+        if best.residual <= _NEGLIGIBLE_RESIDUAL:
+            return best
+        best = _better(program, best, point, 2 * (program.matrix @ shares(point)))
+    if best.residual <= SUFFICIENT_RESIDUAL:
+        return best
+    best = _better(program, best, ratios, 2 * (program.matrix @ shares(ratios)))
+    return _descend(program, best, ratios, unit, size)
 
 
-def _scale(gram: FloatArray, capacity: FloatArray, ratios: FloatArray, shares: FloatArray, size: float) -> _Scaled:
-    """The program in units of a guess: its shares, or what a source gets at their multiplier on its own."""
-    unused = 1 / (1 + ratios.sum())
-    alone = size / np.maximum(2 * np.diagonal(gram), np.finfo(np.float64).tiny * size)
-    unit = np.append(np.maximum(shares, np.minimum(capacity * unused, alone)), unused)
-    hessian = np.zeros((len(unit), len(unit)))
-    hessian[:-1, :-1] = 2 * gram * unit[:-1, None] * unit[:-1]
-    return _Scaled(hessian, unit, np.maximum(capacity * unused / unit[:-1], 1.0), size)
+def _at_bounds(program: Program, ratios: FloatArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The sources that look empty and full at the optimum: those whom a Newton step of their own would bring there."""
+    z = shares(ratios)
+    gradient = 2 * program.matrix.T @ (program.matrix @ z)
+    gradient[-1] += program.linear
+    _, lower, upper = multipliers(gradient, program.limit)
+    curvature = 2 * np.square(program.matrix[:, :-1]).sum(0)
+    empty = curvature * z[:-1] < lower
+    return empty, (curvature * (program.limit * z[-1] - z[:-1]) < upper) & ~empty
 
 
-def _interior_point(problem: _Scaled) -> FloatArray:
-    """Clarabel's x, whatever its status: the caller certifies the result."""
+def _descend(program: Program, best: Solution, ratios: FloatArray, unit: FloatArray, size: float) -> Solution:
+    """The textbook active-set method, from the best point so far: one bound more or less at a time, never uphill."""
+    ratios = min(best.ratios, ratios, key=program.value)
+    empty, full = ratios <= 0, ratios >= program.limit
+    norms = np.linalg.norm(program.matrix[:, :-1], axis=0)
+    for _ in range(_DESCENT_STEPS):
+        z = shares(ratios)
+        aim, dual = active_set(program, z, empty, full, unit, size)
+        below, above = -aim[:-1], aim[:-1] - program.limit * aim[-1]
+        below[empty], above[empty], below[full], above[full] = 0, -1, -1, 0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            room = program.limit * z[-1] - z[:-1]
+            steps = np.where(below > 0, z[:-1] / (z[:-1] + below), np.where(above > 0, room / (room + above), 1.0))
+        if aim[-1] <= 0:
+            steps = np.minimum(steps, 0.99 * z[-1] / (z[-1] - aim[-1]))
+        blocking = int(np.argmin(steps))
+        if steps[blocking] < 1 and (below[blocking] > 0 or above[blocking] > 0):
+            ratios = ratios_of(program, z + steps[blocking] * (aim - z))
+            empty[blocking], full[blocking] = below[blocking] > 0, above[blocking] > 0
+            ratios[empty], ratios[full] = 0.0, program.limit[full]
+            continue
+        ratios = ratios_of(program, aim)
+        best = _better(program, best, ratios, dual)
+        gradient = program.matrix.T @ dual
+        gradient[-1] += program.linear
+        _, lower, upper = multipliers(gradient, program.limit)
+        wrong = np.where(empty, upper, np.where(full, lower, 0.0)) / (norms + np.sqrt(size))
+        worst = int(np.argmax(wrong))
+        if best.residual <= _NEGLIGIBLE_RESIDUAL or wrong[worst] == 0:
+            break
+        empty[worst] = full[worst] = False
+    return best
+
+
+def ratios_of(program: Program, z: FloatArray) -> FloatArray:
+    """w / u within the bounds."""
+    return np.asarray(np.clip(z[:-1] / max(z[-1], 1e-100), 0, program.limit))
+
+
+def _better(program: Program, best: Solution, ratios: FloatArray, dual: FloatArray) -> Solution:
+    residual = residual_of(program, ratios, dual)
+    return Solution(ratios, dual, residual) if residual < best.residual else best
+
+
+def active_set(
+    program: Program,
+    z: FloatArray,
+    empty: NDArray[np.bool_],
+    full: NDArray[np.bool_],
+    unit: FloatArray,
+    size: float,
+) -> tuple[FloatArray, FloatArray]:
+    """z and dual with given sources empty or full (at their limit), the bounds of the others ignored.
+
+    The last variable, u, carries the full sources along. Proximal steps from z (a ridge that is iterated away)
+    make the system regular and, where free sources are exchangeable, keep their split.
+    """
+    from scipy.linalg import solve_triangular
+
+    free = np.append(~empty & ~full, True)
+    carried = np.append(np.where(full, program.limit, 0.0), 1.0)
+    matrix = program.matrix[:, free]
+    matrix[:, -1] = program.matrix @ carried
+    mass, linear = np.ones(matrix.shape[1]), np.zeros(matrix.shape[1])
+    mass[-1], linear[-1] = carried.sum(), program.linear
+
+    ridge = np.sqrt(_PROXIMAL * (np.square(matrix).sum(0) + size * mass / unit[free]))
+    orthogonal = np.zeros_like(matrix)
+    rows = matrix.any(1)
+    factors = np.linalg.qr(np.vstack([matrix[rows], np.diag(ridge)]))
+    orthogonal[rows], triangle = factors.Q[: rows.sum()], factors.R
+
+    def half(vector: FloatArray) -> FloatArray:
+        return np.asarray(solve_triangular(triangle, vector, trans="T", check_finite=False))
+
+    def whole(vector: FloatArray) -> FloatArray:
+        return np.asarray(solve_triangular(triangle, half(vector), check_finite=False)) / 2
+
+    value, level, along = z[free], 0.0, whole(mass)
+    moved = np.inf
+    for _ in range(_PROXIMAL_STEPS):
+        change = whole(level * mass - linear - 2 * matrix.T @ (matrix @ value))
+        shift = (1 - mass @ (value + change)) / (mass @ along)
+        change += shift * along
+        value, level = value + change, level + shift
+        previous, moved = moved, float(np.linalg.norm(ridge * change))
+        if moved > previous / 2:  # rounding is reached
+            break
+    dual = 2 * (matrix @ value)
+    for _ in range(2):
+        dual = dual + orthogonal @ half(level * mass - linear - matrix.T @ dual)
+
+    aim = carried * value[-1]
+    aim[free] = value
+    return aim, dual
+
+
+def interior_point(
+    hessian: Any, linear: FloatArray, constraints: list[Any], bound: FloatArray, cones: list[tuple[str, int]]
+) -> FloatArray:
+    """Clarabel's x for min x^T H x / 2 + f^T x with b - [constraints] x in cones, whatever its status.
+
+    The caller certifies the result.
+    """
     try:
         import clarabel
         from scipy import sparse
     except ImportError as error:
         message = "allocate: expected the solver Clarabel, got none; run `pip install clarabel`"
         raise ImportError(message) from error
-    sources = len(problem.limit)
-    scale = 1 / problem.limit
-    constraints = sparse.vstack(
-        [
-            sparse.csc_matrix(problem.unit[None, :]),
-            sparse.hstack([-sparse.eye(sources), sparse.csc_matrix((sources, 1))]),
-            sparse.hstack([sparse.diags(scale), sparse.csc_matrix(np.full((sources, 1), -1.0))]),
-        ],
-        format="csc",
-    )
     settings = clarabel.DefaultSettings()
     settings.verbose = False
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-12
     settings.static_regularization_constant = 1e-12  # the default, 1e-8, stalls far from these tolerances
     solution = clarabel.DefaultSolver(
-        sparse.csc_matrix(np.triu(problem.hessian / problem.size)),
-        np.append(np.zeros(sources), problem.unit[-1] / problem.size),
-        constraints,
-        np.append(1.0, np.zeros(2 * sources)),
-        [clarabel.ZeroConeT(1), clarabel.NonnegativeConeT(2 * sources)],
+        sparse.csc_matrix(sparse.triu(hessian)),
+        linear,
+        sparse.vstack([sparse.csc_matrix(block) for block in constraints], format="csc"),
+        bound,
+        [getattr(clarabel, f"{kind}ConeT")(size) for kind, size in cones],
         settings,
     ).solve()
     return np.nan_to_num(np.asarray(solution.x, dtype=np.float64))
 
 
-def _polish(gram: FloatArray, capacity: FloatArray, problem: _Scaled, point: FloatArray) -> list[FloatArray]:
-    """Ratios from an interior solution, and after each of a few active-set steps from there.
+def _start(program: Program, unit: FloatArray, size: float, factored: bool) -> FloatArray:
+    """The ratios by the interior-point method, in given units of z and of the objective.
 
-    The steps put sources exactly on the bounds they approach and solve for the others to rounding.
+    ``factored`` carries M z along as variables: slower, and with the digits that M^T M loses.
     """
-    unit, limit, size = problem.unit, problem.limit, problem.size
-    candidates: list[FloatArray] = []
-    empty, full = np.zeros(len(limit), bool), np.zeros(len(limit), bool)
-    while True:
-        rest = max(point[-1], 1e-100)
-        relative = np.where(empty, 0.0, np.where(full, limit, np.clip(point[:-1] / rest, 0, limit)))
-        candidates.append(np.where(relative == limit, capacity, relative * unit[:-1] / unit[-1]))
-        if len(candidates) > _POLISH_STEPS:
-            return candidates
-        shares = candidates[-1] / (1 + candidates[-1].sum())
-        _, lower, upper = _multipliers(2 * gram @ shares, capacity)
-        # Strict complementarity: of a slack and its multiplier, the one near zero is the smaller.
-        empty, full = relative * size < lower, (limit - relative) * size < limit * upper
-        point = _solve_active(problem, np.append(relative * rest, rest), empty, full)
-
-
-def _solve_active(problem: _Scaled, point: FloatArray, empty: NDArray[np.bool_], full: NDArray[np.bool_]) -> FloatArray:
-    """The minimiser with given sources empty or full (at their limit), the bounds of the others ignored.
-
-    The last variable carries the full sources along. Proximal steps from ``point`` (a ridge that is
-    iterated away) make the system regular and, where free sources are exchangeable, keep their split.
-    """
-    hessian, unit = problem.hessian, problem.unit
-    carried = np.append(np.where(full, problem.limit, 0.0), 1.0)
-    index = np.append(np.flatnonzero(~empty & ~full), len(unit) - 1)
-    reduced = hessian[np.ix_(index, index)]
-    reduced[-1] = reduced[:, -1] = (hessian @ carried)[index]
-    reduced[-1, -1] = carried @ hessian @ carried
-    linear, mass = np.zeros(len(index)), unit[index]
-    linear[-1], mass[-1] = unit[-1], unit @ carried
-
-    root = np.sqrt(np.diagonal(reduced) / problem.size + mass)
-    reduced, linear = reduced / problem.size / root[:, None] / root, linear / problem.size / root
-    mass = mass / root
-    system = np.block([[reduced + 1e-11 * np.eye(len(index)), -mass[:, None]], [-mass, np.zeros(1)]])
-    inverse = np.linalg.inv(system)
-    value, multiplier = point[index] * root, 1.0
-    for _ in range(4):
-        stationarity = reduced @ value + linear - multiplier * mass
-        change = inverse @ np.append(stationarity, 1 - mass @ value)
-        value, multiplier = value - change[:-1], multiplier - change[-1]
-    moved: FloatArray = carried * (value[-1] / root[-1])
-    moved[index] = value / root
-    return moved
+    sources = len(program.limit)
+    scaled = program.matrix * (unit / np.sqrt(size))
+    limited = np.flatnonzero(np.isfinite(program.limit))
+    bounded = np.zeros((limited.size, sources + 1))
+    bounded[np.arange(limited.size), limited] = 1 / np.maximum(program.limit[limited] * unit[-1] / unit[limited], 1.0)
+    bounded[:, -1] = -1.0
+    linear = np.append(np.zeros(sources), program.linear * unit[-1] / size)
+    constraints, zeros = [unit[None, :], -np.eye(sources + 1), bounded], 1
+    hessian = 2 * scaled.T @ scaled
+    bound = np.append(1.0, np.zeros(sources + 1 + limited.size))
+    if factored:
+        rows = len(scaled)
+        hessian = np.diag(np.append(np.zeros(sources + 1), np.full(rows, 2.0)))
+        linear = np.append(linear, np.zeros(rows))
+        constraints = [np.pad(c, ((0, 0), (0, rows))) for c in constraints]
+        constraints.insert(1, np.hstack([scaled, -np.eye(rows)]))
+        bound = np.insert(bound, 1, np.zeros(rows))
+        zeros += rows
+    point = interior_point(
+        hessian, linear, constraints, bound, [("Zero", zeros), ("Nonnegative", sources + 1 + limited.size)]
+    )[: sources + 1]
+    return ratios_of(program, point * unit)

@@ -1,0 +1,158 @@
+"""The guard-rail: error rates by simulation, exact p-values on small cases, and what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from transferops.otqms.guard import compare_losses, judge_sources
+
+TARGET, SOURCE, DIMENSION, GAIN = 20, 200, 12, 0.5
+LIMIT = 1 / GAIN - TARGET / SOURCE  # of N0 t, for a source to be of use
+
+
+def decisions(scaled_discrepancy: float, repetitions: int, seed: int = 0) -> dict[str, float]:
+    """How often each decision comes for a source at this N0 t: anisotropic J, all estimates by maximum likelihood."""
+    rng = np.random.default_rng(seed)
+    fisher = np.geomspace(100, 0.01, DIMENSION)
+    delta = rng.standard_normal(DIMENSION)
+    delta *= np.sqrt(scaled_discrepancy * DIMENSION / TARGET / (fisher * delta**2).sum())
+    noise = rng.standard_normal((repetitions, 2, DIMENSION)) / np.sqrt(fisher)
+    difference = delta + noise[:, 0] / np.sqrt(SOURCE) - noise[:, 1] / np.sqrt(TARGET)
+    distances = (fisher * difference**2).sum(-1)
+    verdicts = judge_sources(distances, TARGET, np.full(repetitions, SOURCE), DIMENSION, gain=GAIN).decisions
+    return {name: verdicts.count(name) / repetitions for name in ("accept", "reject", "undecided")}
+
+
+def test_a_source_of_use_is_rejected_at_most_as_often_as_allowed() -> None:
+    tolerance = 5 * np.sqrt(0.05 * 0.95 / 4000)
+    assert abs(decisions(LIMIT, 4000)["reject"] - 0.05) < tolerance
+    assert abs(decisions(LIMIT, 4000)["accept"] - 0.05) < tolerance
+    for factor in (0.0, 0.3, 0.8):
+        assert decisions(factor * LIMIT, 1000)["reject"] < 0.05
+    for factor in (1.3, 3.0):
+        assert decisions(factor * LIMIT, 1000)["accept"] < 0.05
+
+
+def test_clear_cases_are_decided() -> None:
+    assert decisions(0, 500)["accept"] > 0.75
+    assert decisions(10 * LIMIT, 500)["reject"] > 0.99
+
+
+def test_sources_are_described() -> None:
+    """A source of too few samples is rejected whatever its distance."""
+    per_sample = 1 / 20 + 1 / np.array([200, 200, 200, 9])
+    verdicts = judge_sources(DIMENSION * per_sample * [0.5, 2.5, 9, 1], 20, [200, 200, 200, 9], DIMENSION, gain=0.5)
+    assert verdicts.decisions == ("accept", "undecided", "reject", "reject")
+    np.testing.assert_allclose(verdicts.limits, [1.9, 1.9, 1.9, 0])
+    np.testing.assert_allclose(verdicts.discrepancies, [0, 1.65, 8.8, 0], atol=1e-9)
+    first, second, third, _ = verdicts.sentences(["near", "so-so", "far", "tiny"])
+    assert first.startswith("source near: accept, N0 t = 0 against 1.9: near enough")
+    assert second.startswith("source so-so: undecided, N0 t = 1.65 against 1.9: the estimates do not tell")
+    assert third.startswith("source far: reject, N0 t = 8.8 against 1.9: too far")
+    assert verdicts.sentences()[2].startswith("source 2: reject")
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_p_values_are_those_of_all_sign_patterns(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    candidate, baseline = rng.standard_normal((2, 7)).round(1)
+    difference = candidate - baseline
+    sums = np.array([np.dot(signs, np.abs(difference)) for signs in product([-1, 1], repeat=7)])
+    result = compare_losses(candidate, baseline)
+    assert result.p_better == pytest.approx((sums <= difference.sum() + 1e-9).mean())
+    assert result.p_worse == pytest.approx((sums >= difference.sum() - 1e-9).mean())
+
+
+@pytest.mark.parametrize(("fixed", "broken"), [(5, 0), (9, 2), (3, 8), (30, 12), (0, 0)])
+def test_errors_are_compared_as_by_mcnemar(fixed: int, broken: int) -> None:
+    baseline = np.array([1] * fixed + [0] * broken + [0] * 20 + [1] * 10)
+    candidate = np.array([0] * fixed + [1] * broken + [0] * 20 + [1] * 10)
+    result = compare_losses(candidate, baseline, draws=40_000)
+    both = fixed + broken
+    expected = binomtest(broken, both, alternative="less").pvalue if both else 1.0
+    tolerance = 0 if both <= 16 else 5 * np.sqrt(expected / 40_000) + 1 / 40_000
+    assert abs(result.p_better - expected) <= tolerance + 1e-12
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        lambda rng, shape: rng.standard_normal(shape),
+        lambda rng, shape: rng.integers(-1, 2, shape).astype(float),
+        lambda rng, shape: rng.standard_t(2, shape),
+        lambda rng, shape: rng.exponential(size=shape) - rng.exponential(size=shape),
+    ],
+)
+@pytest.mark.parametrize("samples", [6, 25])
+def test_equal_models_are_told_apart_at_most_as_often_as_allowed(
+    law: Callable[[np.random.Generator, tuple[int, int]], np.ndarray], samples: int
+) -> None:
+    rng = np.random.default_rng(0)
+    repetitions = 1000
+    losses = law(rng, (repetitions, samples))
+    found = [compare_losses(row, np.zeros(samples), draws=500).decision for row in losses]
+    tolerance = 4 * np.sqrt(0.05 * 0.95 / repetitions)
+    assert found.count("accept") / repetitions < 0.05 + tolerance
+    assert found.count("reject") / repetitions < 0.05 + tolerance
+    assert found.count("accept") > 0
+
+
+def test_a_better_model_is_found_and_a_margin_forgives() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(60)
+    better, worse = 0.5 * rng.standard_normal(60) - 0.4 + noise, 0.5 * rng.standard_normal(60) + 0.1 + noise
+    names = ("with sources", "target alone")
+    accepted = compare_losses(better, noise, names=names)
+    assert accepted.decision == "accept"
+    assert accepted.difference == pytest.approx((better - noise).mean())
+    assert accepted.standard_error == pytest.approx((better - noise).std(ddof=1) / np.sqrt(60))
+    assert accepted.sentence().startswith("accept: with sources is better than target alone: mean loss difference -0.")
+    assert "on 60 held-out samples, p = " in accepted.sentence()
+    rejected = compare_losses(noise, better, names=names)
+    assert rejected.decision == "reject"
+    assert rejected.p_worse == pytest.approx(accepted.p_better, abs=0.01)
+    assert rejected.sentence().startswith("reject: with sources is worse than target alone: ")
+    assert compare_losses(worse, noise).decision != "accept"
+    forgiven = compare_losses(worse, noise, margin=0.5, names=names)
+    assert forgiven.decision == "accept"
+    assert "is no worse than target alone by more than 0.5: " in forgiven.sentence()
+    few = compare_losses(better[:3], noise[:3], names=names)
+    assert few.decision == "undecided"
+    assert "neither better nor worse than target alone beyond chance" in few.sentence()
+
+
+@pytest.mark.parametrize("losses", [[0.3], [0.0, 0.0]])
+def test_what_decides_nothing(losses: list[float]) -> None:
+    result = compare_losses(losses, np.zeros(len(losses)))
+    assert result.decision == "undecided"
+    assert result.p_worse >= 0.5
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: compare_losses([], []), "candidate: expected losses of at least one sample, shape [N], got shape [0]"),
+        (lambda: compare_losses([1, 2], [1]), "baseline: expected shape [2], as candidate, got shape [1]"),
+        (lambda: compare_losses([np.nan], [1]), "candidate: expected finite numbers, got nan at index [0]"),
+        (lambda: compare_losses([1], [1], level=0.5), "level: expected a number between 0 and 1/2, got 0.5"),
+        (lambda: compare_losses([1], [1], margin=-1), "margin: expected a number that is not negative, got -1"),
+        (lambda: compare_losses([1], [1], draws=0), "draws: expected an integer of at least 1, got 0"),
+        (
+            lambda: judge_sources([-1.0], 1, [1], 1),
+            "distances: expected numbers that are not negative, shape [K], got list",
+        ),
+        (lambda: judge_sources([1.0], 1, [0], 1), "source_samples: expected positive numbers, shape [1], got list"),
+        (lambda: judge_sources([1.0], 0, [1], 1), "target_samples: expected a number of at least 1, got 0"),
+        (lambda: judge_sources([1.0], 1, [1], 0), "dimension: expected a positive number, got 0"),
+        (lambda: judge_sources([1.0], 1, [1], 1, gain=0), "gain: expected a positive number, got 0"),
+    ],
+)
+def test_refuses(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        call()
