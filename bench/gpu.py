@@ -183,6 +183,97 @@ def softmax_gram_case(samples: int, classes: int, directions: int) -> Case:
     )
 
 
+def gradient_lists(tensors: int, weights: int, lists: int) -> list[list[Tensor]]:
+    return [[torch.randn(weights, device="cuda") for _ in range(tensors)] for _ in range(lists)]
+
+
+def expectation_case(tensors: int, weights: int) -> Case:
+    """An update of mean and squares by one gradient; every call starts from the moments that the call before left."""
+    gradients, means, squares, their_means, their_squares = gradient_lists(tensors, weights, 5)
+    for mine, theirs in ((means, their_means), (squares, their_squares)):
+        torch._foreach_copy_(theirs, mine)
+    start = [x.double() for x in means]
+
+    def ours() -> Tensor:
+        ops.gradient_expectation_(means, squares, gradients, 1_000_000)
+        return means[0]
+
+    def theirs() -> Tensor:
+        apart = torch._foreach_sub(gradients, their_means)
+        torch._foreach_add_(their_means, apart, alpha=1 / 1_000_001)
+        torch._foreach_addcmul_(their_squares, apart, torch._foreach_sub(gradients, their_means))
+        return their_means[0]
+
+    return Case(
+        "gradient_expectation_",
+        {"tensors": tensors, "weights": tensors * weights},
+        ours,
+        theirs,
+        lambda: start[0] + (gradients[0].double() - start[0]) / 1_000_001,
+        20 * tensors * weights,
+        0.0,
+    )
+
+
+def gradient_gram_case(tensors: int, weights: int, lists: int) -> Case:
+    rows = gradient_lists(tensors, weights, lists)
+
+    def composed(lists_of: list[list[Tensor]]) -> Tensor:
+        entries = [torch.stack([torch.dot(x, y) for x, y in zip(a, b)]).sum() for a in lists_of for b in lists_of]
+        return torch.stack(entries).view(lists, lists)
+
+    return Case(
+        "gradient_gram",
+        {"tensors": tensors, "weights": tensors * weights, "K": lists},
+        lambda: ops.gradient_gram(rows),
+        lambda: composed(rows),
+        lambda: composed([[x.double() for x in row] for row in rows]),
+        4 * lists * tensors * weights,
+        0.0,
+    )
+
+
+def weighted_gram_case(count: int, weights: int) -> Case:
+    directions, base = torch.randn(count, weights, device="cuda"), torch.randn(weights, device="cuda")
+    scale = torch.rand(weights, device="cuda")
+
+    def composed(rows: Tensor, factor: Tensor, origin: Tensor) -> Tensor:
+        apart = rows - origin
+        return (apart * factor) @ apart.T
+
+    return Case(
+        "weighted_gram",
+        {"K": count, "P": weights},
+        lambda: ops.weighted_gram(directions, scale, base),
+        lambda: composed(directions, scale, base),
+        lambda: composed(directions.double(), scale.double(), base.double()),
+        directions.nbytes + base.nbytes + scale.nbytes,
+        0.0,
+    )
+
+
+def gradient_fisher_case(samples: int, weights: int, count: int) -> Case:
+    gradients, directions = torch.randn(samples, weights, device="cuda"), torch.randn(count, weights, device="cuda")
+
+    def composed(rows: Tensor, moves: Tensor) -> Tensor:
+        products, squares = rows @ moves.T, rows.square()
+        return torch.cat([(products.T @ products / samples).flatten(), squares.mean(0), squares.sum(1)])
+
+    def ours() -> Tensor:
+        gram, diagonal, norms = ops.gradient_fisher_gram(gradients, directions)
+        return torch.cat([gram.flatten(), diagonal, norms])
+
+    return Case(
+        "gradient_fisher_gram",
+        {"N": samples, "P": weights, "K": count},
+        ours,
+        lambda: composed(gradients, directions),
+        lambda: composed(gradients.double(), directions.double()),
+        gradients.nbytes + directions.nbytes + 4 * weights,
+        0.0,
+    )
+
+
 def cases() -> Iterator[Case]:
     for samples, dim, classes in ((1_000_000, 512, 100), (1_000_000, 2048, 1000), (100_000, 4096, 1000)):
         yield class_moments_case(samples, dim, classes)
@@ -192,6 +283,11 @@ def cases() -> Iterator[Case]:
         yield linear_diagonal_case(64, 197, 768, 3072, dtype)
     for classes, samples in ((1000, 65536), (50257, 2048)):
         yield softmax_gram_case(samples, classes, 8)
+    yield expectation_case(160, 5_000_000)
+    for lists in (2, 4, 8, 16):
+        yield gradient_gram_case(160, 1_000_000, lists)
+    yield weighted_gram_case(5, 100_000_000)
+    yield gradient_fisher_case(64, 10_000_000, 5)
 
 
 def measure(case: Case, bandwidth: float, rates: dict[str, float]) -> dict[str, Any]:

@@ -27,5 +27,17 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         ops.conv_fisher_projection(image, signal, torch.randn(2, 6, 2, 3, 3, device="cuda", dtype=dtype), **layer)
         ops.conv_grad_norm(image, signal, **layer)
         ops.softmax_fisher_gram(b[:, 0], torch.randn(3, samples, outputs, device="cuda", dtype=dtype))
+    gradients = [[torch.randn(n * 37 % 5003, device="cuda").to(dtype) for n in range(300)] for _ in range(11)]
+    for squares in (None, [torch.zeros(len(x), device="cuda") for x in gradients[0]]):
+        means = [torch.zeros(len(x), device="cuda") for x in gradients[0]]
+        for count, sample in enumerate(gradients[:3]):
+            ops.gradient_expectation_(means, squares, sample, count)
+    for lists in (1, 3, 7, 11):
+        ops.gradient_gram(gradients[:lists])
+    rows = torch.randn(19, 5003, device="cuda").to(dtype)
+    for view in (rows, rows[:, 3:], rows[:, :33], rows[:, :4096]):
+        for count in (1, 5, 11):
+            ops.weighted_gram(view[:count], view[0], view[1])
+            ops.gradient_fisher_gram(view, view[:count])
 torch.cuda.synchronize()
 print("all calls made")

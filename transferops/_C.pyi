@@ -20,4 +20,22 @@ def norm_moments(
     cubic: NDArray[np.float64],
     quartic: NDArray[np.float64],
 ) -> None: ...
+def gradient_expectation(
+    means: list[NDArray[Any]],
+    squares: list[NDArray[Any]],
+    gradients: list[NDArray[Any]],
+    samples: int,
+    count: int,
+) -> None: ...
+def gradient_gram(gradients: list[NDArray[Any]], lists: int, gram: NDArray[np.float64]) -> None: ...
+def weighted_gram(
+    directions: NDArray[Any], weights: NDArray[Any], base: NDArray[Any] | None, gram: NDArray[np.float64]
+) -> None: ...
+def gradient_fisher_gram(
+    gradients: NDArray[Any],
+    directions: NDArray[Any],
+    gram: NDArray[np.float64],
+    diagonal: NDArray[Any],
+    norms: NDArray[np.float64],
+) -> None: ...
 def build_info() -> dict[str, Any]: ...

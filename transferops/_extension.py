@@ -26,9 +26,14 @@ build_info = _C.build_info
 _CUDA = build_info()["cuda"] is not None  # read once: torch.compile traces check_device
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether this build has kernels for ``device``."""
+    return device.type in ("cpu", "meta") or (device.type == "cuda" and _CUDA)
+
+
 def check_device(argument: str, device: torch.device) -> None:
     """Raise ``ValueError`` unless this build has kernels for ``device``."""
-    if device.type in ("cpu", "meta") or (device.type == "cuda" and _CUDA):
+    if has_kernels(device):
         return
     devices = "a CPU or CUDA tensor" if _CUDA else "a CPU tensor"
     fail(argument, f"{devices}, this build having no other kernels (transferops.show_config())", f"one on {device}")

@@ -6,6 +6,7 @@ Every public function raises through here, so messages read alike:
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -56,6 +57,13 @@ def check_positive_int(argument: str, value: Any, *, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         fail(argument, f"an integer of at least {minimum}", describe(value))
     return value
+
+
+def check_positive(argument: str, value: Any) -> float:
+    """Return ``value`` as a float that is positive and finite."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not (0 < value < math.inf):
+        fail(argument, "a positive number", describe(value))
+    return float(value)
 
 
 def check_array(argument: str, value: Any, *, finite: bool = True) -> NDArray[np.float64]:

@@ -7,11 +7,14 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <optional>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../include/transferops/version.h"
 #include "../kernels/cpu/fisher.h"
+#include "../kernels/cpu/gradients.h"
 #include "../kernels/cpu/isa.h"
 #include "../kernels/cpu/moments.h"
 
@@ -20,8 +23,10 @@ namespace py = pybind11;
 namespace {
 
 using transferops::cpu::Extent;
+using transferops::cpu::GramSegment;
 using transferops::cpu::LayerBatch;
 using transferops::cpu::MatrixView;
+using transferops::cpu::RunningMoments;
 using transferops::cpu::serial_for;
 using transferops::cpu::SignalView;
 using transferops::cpu::TangentView;
@@ -213,6 +218,118 @@ void softmax_fisher_gram(const py::array& logits, const py::array& tangents, Out
     });
 }
 
+using Arrays = std::vector<py::array>;
+
+void require_contiguous(const char* name, const py::array& array, py::ssize_t size) {
+    require((array.flags() & py::array::c_style) && array.size() == size,
+            std::string(name) + ": expected a contiguous array of " + std::to_string(size) + " elements");
+}
+
+void gradient_expectation(const Arrays& means, const Arrays& squares, const Arrays& gradients, std::int64_t samples,
+                          std::int64_t count) {
+    require(gradients.size() == means.size() && (squares.empty() || squares.size() == means.size()),
+            "gradients, squares: expected as many arrays as means");
+    require(samples >= 0 && count >= 0, "samples, count: expected at least 0");
+    if (means.empty()) return;
+    with_element("gradients", gradients[0], [&](auto* null) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
+        with_element("means", means[0], [&](auto* moments) {
+            using S = std::remove_const_t<std::remove_pointer_t<decltype(moments)>>;
+            if constexpr (std::is_floating_point_v<S>) {
+                std::vector<RunningMoments<T, S>> tensors;
+                for (std::size_t i = 0; i < means.size(); ++i) {
+                    require(gradients[i].dtype().is(gradients[0].dtype()) && means[i].dtype().is(means[0].dtype()),
+                            "gradients, means: expected one dtype each");
+                    const py::ssize_t size = means[i].size();
+                    require_contiguous("means", means[i], size);
+                    require_contiguous("gradients", gradients[i], samples * size);
+                    S* square = nullptr;
+                    if (!squares.empty()) {
+                        require(squares[i].dtype().is(means[i].dtype()), "squares: expected the dtype of means");
+                        require_contiguous("squares", squares[i], size);
+                        square = static_cast<S*>(py::array(squares[i]).mutable_data());
+                    }
+                    tensors.push_back({static_cast<const T*>(gradients[i].data()), size, size,
+                                       static_cast<S*>(py::array(means[i]).mutable_data()), square});
+                }
+                py::gil_scoped_release release;
+                transferops::cpu::gradient_expectation(tensors, samples, count, serial_for);
+            } else {
+                require(false, "means: expected float32 or float64");
+            }
+        });
+    });
+}
+
+void gradient_gram(const Arrays& gradients, std::int64_t lists, Output& gram) {
+    const auto count = static_cast<std::int64_t>(gradients.size());
+    require(lists > 0 && count > 0 && count % lists == 0, "gradients: expected arrays of lists of equal length");
+    with_element("gradients", gradients[0], [&](auto* null) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
+        const std::int64_t length = count / lists;
+        std::vector<const T*> rows;
+        std::vector<GramSegment<T>> segments;
+        for (std::int64_t i = 0; i < length; ++i)
+            for (std::int64_t k = 0; k < lists; ++k) {
+                const py::array& array = gradients[k * length + i];
+                require(array.dtype().is(gradients[0].dtype()), "gradients: expected one dtype");
+                require_contiguous("gradients", array, gradients[i].size());
+                rows.push_back(static_cast<const T*>(array.data()));
+            }
+        for (std::int64_t i = 0; i < length; ++i)
+            segments.push_back({rows.data() + i * lists, gradients[i].size(), nullptr, nullptr});
+        double* result = writable(gram, lists * lists, "gram");
+        py::gil_scoped_release release;
+        transferops::cpu::weighted_gram(segments, lists, result, serial_for);
+    });
+}
+
+void weighted_gram(const py::array& directions, const py::array& weights, const std::optional<py::array>& base,
+                   Output& gram) {
+    with_matrix(directions, [&](const auto& x) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(x.data)>>;
+        using C = transferops::cpu::Compute<T>;
+        require(x.column_stride == 1 || x.columns < 2, "directions: expected contiguous rows");
+        require(py::isinstance<py::array_t<C>>(weights),
+                std::string("weights: expected float") + (sizeof(C) == 8 ? "64" : "32"));
+        require_contiguous("weights", weights, x.columns);
+        if (base) {
+            require(base->dtype().is(directions.dtype()), "base: expected the dtype of directions");
+            require_contiguous("base", *base, x.columns);
+        }
+        std::vector<const T*> rows;
+        for (std::int64_t k = 0; k < x.rows; ++k) rows.push_back(x.data + k * x.row_stride);
+        const std::vector<GramSegment<T>> segments{{rows.data(), x.columns,
+                                                    base ? static_cast<const T*>(base->data()) : nullptr,
+                                                    static_cast<const C*>(weights.data())}};
+        double* result = writable(gram, x.rows * x.rows, "gram");
+        py::gil_scoped_release release;
+        transferops::cpu::weighted_gram(segments, x.rows, result, serial_for);
+    });
+}
+
+void gradient_fisher_gram(const py::array& gradients, const py::array& directions, Output& gram, py::array& diagonal,
+                          Output& norms) {
+    with_matrix(gradients, [&](const auto& x) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(x.data)>>;
+        using C = transferops::cpu::Compute<T>;
+        const std::string type = sizeof(C) == 8 ? "float64" : "float32";
+        require(x.column_stride == 1 || x.columns < 2, "gradients: expected contiguous rows");
+        require(directions.ndim() == 2 && py::isinstance<py::array_t<C>>(directions),
+                "directions: expected a matrix of " + type);
+        const std::int64_t count = directions.shape(0);
+        require_contiguous("directions", directions, count * x.columns);
+        require(py::isinstance<py::array_t<C>>(diagonal), "diagonal: expected " + type);
+        require_contiguous("diagonal", diagonal, x.columns);
+        double* product = writable(gram, count * count, "gram");
+        double* norm = writable(norms, x.rows, "norms");
+        auto* squares = static_cast<C*>(diagonal.mutable_data());
+        const auto* direction = static_cast<const C*>(directions.data());
+        py::gil_scoped_release release;
+        transferops::cpu::gradient_fisher_gram(x, direction, count, product, squares, norm, serial_for);
+    });
+}
+
 py::dict build_info() {
     py::dict info;
     info["version"] = transferops_version();
@@ -244,5 +361,12 @@ PYBIND11_MODULE(_C, m) {
           py::arg("out"));
     m.def("softmax_fisher_gram", &softmax_fisher_gram, py::arg("logits"), py::arg("tangents"),
           py::arg("gram").noconvert());
+    m.def("gradient_expectation", &gradient_expectation, py::arg("means"), py::arg("squares"), py::arg("gradients"),
+          py::arg("samples"), py::arg("count"));
+    m.def("gradient_gram", &gradient_gram, py::arg("gradients"), py::arg("lists"), py::arg("gram").noconvert());
+    m.def("weighted_gram", &weighted_gram, py::arg("directions"), py::arg("weights"), py::arg("base"),
+          py::arg("gram").noconvert());
+    m.def("gradient_fisher_gram", &gradient_fisher_gram, py::arg("gradients"), py::arg("directions"),
+          py::arg("gram").noconvert(), py::arg("diagonal"), py::arg("norms").noconvert());
     m.def("build_info", &build_info, "The facts of this build: versions, compiler, CUDA architectures, CPU level.");
 }

@@ -19,6 +19,12 @@ STABLE_TORCH_LIBRARY(transferops, m) {
         "conv_grad_norm(Tensor inputs, Tensor grad_outputs, int[] kernel_size, int[] stride, int[] padding, "
         "int[] dilation, int groups) -> Tensor");
     m.def("softmax_fisher_gram(Tensor logits, Tensor tangents) -> Tensor");
+    m.def(
+        "gradient_expectation_(Tensor(a!)[] means, Tensor(b!)[] squares, Tensor[] gradients, bool stacked, int count) "
+        "-> ()");
+    m.def("gradient_gram(Tensor[] gradients, int lists) -> Tensor");
+    m.def("weighted_gram(Tensor directions, Tensor weights, Tensor? base) -> Tensor");
+    m.def("gradient_fisher_gram(Tensor gradients, Tensor directions) -> (Tensor, Tensor, Tensor)");
 }
 
 extern "C" const char* transferops_version() { return TRANSFEROPS_VERSION; }

@@ -8,6 +8,9 @@ from emulator import NO_COMPILER
 from fisher_emulator import SOURCES as FISHER_SOURCES
 from fisher_emulator import FisherEmulator
 from fisher_reference import expected as fisher_expected
+from gradients_emulator import SOURCES as GRADIENTS_SOURCES
+from gradients_emulator import GradientsEmulator, Gram, Moments, Samples
+from gradients_emulator import expected as gradients_expected
 from moments_emulator import SOURCES as MOMENTS_SOURCES
 from moments_emulator import MomentsEmulator
 from moments_reference import expected as moments_expected
@@ -249,12 +252,62 @@ def softmax_cases() -> list[Case]:
     return cases
 
 
+# ---- gradients ----
+
+GRADIENTS_CHANGES = (
+    ("a tensor too early", "gradients.cu", "first_chunks[middle] <= chunk", "first_chunks[middle] < chunk"),
+    ("moments: what was there before the first", "gradients.cu", "if (count == 0) continue;", ""),
+    (
+        "moments: an element beyond the tensor",
+        "gradients.cu",
+        "if (v >= width[u]) continue;",
+        "if (v > width[u]) continue;",
+    ),
+    ("moments: a table too long", "gradients.cu", "table->count < kMostTensors &&", "table->count <= kMostTensors &&"),
+    (
+        "gram: an element beyond the matrix",
+        "gradients.cu",
+        "row <= column && column < rows",
+        "row <= column && column <= rows",
+    ),
+    ("fisher: a sample too many", "gradients.cu", "sample < x.samples ? width", "sample <= x.samples ? width"),
+    ("fisher: one set of sums for two turns", "gradients.cu", "row += kSampleRows, turn ^= 1", "row += kSampleRows"),
+    ("fisher: chunks before forgotten", "gradients.cu", "chunk == blockIdx.x ? 0.0 : *target", "0.0"),
+    (
+        "fisher: shared memory too small",
+        "gradients.cu",
+        "2 * kWarps * kFisherParts *",
+        "(2 * kWarps * kFisherParts - 1) *",
+    ),
+)
+
+
+def gradients_cases() -> list[Case]:
+    cases = []
+    for name, x, multiprocessors in [
+        ("moments", Moments.random([4, 0, 37, 4100], 2, 0), 4),
+        ("later moments", Moments.random([4, 37], 2, 3), 4),
+        ("many tensors", Moments.random([1] * 449, 1, 1), 4),
+        ("gram", Gram.random(3, [1030, 8], base=True, weights=True), 4),
+        ("gram of tiles", Gram.random(9, [4096 * 2 + 5], base=True), 1),
+        ("fisher", Samples.random(3, 17, 9), 4),
+        ("fisher of chunks", Samples.random(49, 2300, 2), 1),
+    ]:
+
+        def run(emulator, order, x=x, multiprocessors=multiprocessors):
+            return emulator.run(x, multiprocessors=multiprocessors, order=order)
+
+        cases.append(Case(name, run, gradients_expected(x)))
+    return cases
+
+
 # ---- all families ----
 
 FAMILIES = {
     "moments": Family(MOMENTS_SOURCES, ("moments.cu",), MOMENTS_CHANGES, MomentsEmulator, moments_cases),
     "fisher": Family(FISHER_SOURCES, ("fisher.cu", "device.h"), FISHER_CHANGES, FisherEmulator, fisher_cases),
     "fragments": Family(FISHER_SOURCES, (), FRAGMENT_CHANGES, FisherEmulator, fragment_cases, "bfloat16"),
+    "gradients": Family(GRADIENTS_SOURCES, ("gradients.cu",), GRADIENTS_CHANGES, GradientsEmulator, gradients_cases),
     "softmax": Family(SOFTMAX_SOURCES, ("softmax_fisher.cu",), SOFTMAX_CHANGES, SoftmaxEmulator, softmax_cases),
 }
 
@@ -277,7 +330,7 @@ def test_the_kernels_as_they_are_have_no_symptom(symptoms, family):
     assert symptoms(family)["none"] is None
 
 
-@pytest.mark.parametrize(("family", "barriers"), [("moments", 4), ("fisher", 4), ("softmax", 5)])
+@pytest.mark.parametrize(("family", "barriers"), [("moments", 4), ("fisher", 4), ("gradients", 2), ("softmax", 5)])
 def test_every_barrier_has_a_mutant(family, barriers):
     names = [mutant.name for mutant in FAMILIES[family].mutants()]
     assert sum(name.startswith("no barrier") for name in names) >= barriers

@@ -13,20 +13,32 @@ from transferops.ops.fisher import (
     linear_grad_norm,
     softmax_fisher_gram,
 )
+from transferops.ops.gradients import (
+    GradientFisherGram,
+    gradient_expectation_,
+    gradient_fisher_gram,
+    gradient_gram,
+    weighted_gram,
+)
 from transferops.ops.moments import ClassMoments, NormMoments, SampleGram, class_moments, norm_moments, sample_gram
 
 __all__ = [
     "ClassMoments",
+    "GradientFisherGram",
     "NormMoments",
     "SampleGram",
     "class_moments",
     "conv_fisher_diagonal",
     "conv_fisher_projection",
     "conv_grad_norm",
+    "gradient_expectation_",
+    "gradient_fisher_gram",
+    "gradient_gram",
     "linear_fisher_diagonal",
     "linear_fisher_projection",
     "linear_grad_norm",
     "norm_moments",
     "sample_gram",
     "softmax_fisher_gram",
+    "weighted_gram",
 ]

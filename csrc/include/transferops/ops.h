@@ -11,6 +11,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include <cstdint>
+#include <optional>
 #include <tuple>
 
 #include "version.h"
@@ -123,6 +124,49 @@ inline at::Tensor softmax_fisher_gram(const at::Tensor& logits, const at::Tensor
                                .findSchemaOrThrow("transferops::softmax_fisher_gram", "")
                                .typed<at::Tensor(const at::Tensor&, const at::Tensor&)>();
     return op.call(logits, tangents);
+}
+
+// Gradients as a whole.
+
+struct GradientFisherGram {
+    at::Tensor gram;      // [K, K] float64
+    at::Tensor diagonal;  // [P], float64 for float64 gradients, float32 otherwise
+    at::Tensor norms;     // [N] float64
+};
+
+// `squares` may be empty; with `stacked` the gradients are [R, *shape].
+inline void gradient_expectation_(at::TensorList means, at::TensorList squares, at::TensorList gradients, bool stacked,
+                                  std::int64_t count) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::gradient_expectation_", "")
+                               .typed<void(at::TensorList, at::TensorList, at::TensorList, bool, std::int64_t)>();
+    op.call(means, squares, gradients, stacked, count);
+}
+
+// `gradients` are the tensors of `lists` lists, one list after the other.
+inline at::Tensor gradient_gram(at::TensorList gradients, std::int64_t lists) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::gradient_gram", "")
+                               .typed<at::Tensor(at::TensorList, std::int64_t)>();
+    return op.call(gradients, lists);
+}
+
+inline at::Tensor weighted_gram(const at::Tensor& directions, const at::Tensor& weights,
+                                const std::optional<at::Tensor>& base = std::nullopt) {
+    static const auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("transferops::weighted_gram", "")
+            .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&)>();
+    return op.call(directions, weights, base);
+}
+
+inline GradientFisherGram gradient_fisher_gram(const at::Tensor& gradients, const at::Tensor& directions) {
+    using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::gradient_fisher_gram", "")
+                               .typed<Result(const at::Tensor&, const at::Tensor&)>();
+    auto [gram, diagonal, norms] = op.call(gradients, directions);
+    return {gram, diagonal, norms};
 }
 
 }  // namespace transferops

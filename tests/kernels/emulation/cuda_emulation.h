@@ -43,6 +43,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 
 // ---- the part of the runtime's interface that the launchers use ----

@@ -1,0 +1,197 @@
+"""The gradients ops against the torch calls that they replace, on lists like those of a network's parameters, and
+restarts of a gradient expectation all at once against one by one.
+
+Floors: for the running moments, the bytes that must move (gradients read, moments read and written) at the rate at
+which ``Tensor.copy_`` moves as many floats (read and written bytes counted); for the Gram matrices, the time that
+summing the same numbers takes, which reads them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from harness import compare, interleaved_minimum
+from torch import Tensor, nn
+
+from transferops import ops
+from transferops.otqms.networks import ConvNet
+from transferops.scores import PrincipalGradientExpectation
+
+SHAPES = [(396, 396)] * 159 + [(66456,)]  # 25 M weights in 160 tensors
+WEIGHTS = sum(torch.Size(shape).numel() for shape in SHAPES)
+SIZES = {"tensors": len(SHAPES), "weights": WEIGHTS}
+
+
+def lists(count: int) -> list[list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [[torch.randn(shape, generator=generator) for shape in SHAPES] for _ in range(count)]
+
+
+def copy_rate() -> float:
+    """Bytes per second, read and written counted, of copying as many floats as the list has."""
+    source = torch.randn(WEIGHTS)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / interleaved_minimum({"copy": lambda: target.copy_(source)})["copy"]
+
+
+def foreach_moments(means: list[Tensor], squares: list[Tensor], gradients: list[Tensor], count: int) -> None:
+    apart = torch._foreach_sub(gradients, means)
+    torch._foreach_add_(means, apart, alpha=1 / (count + 1))
+    torch._foreach_addcmul_(squares, apart, torch._foreach_sub(gradients, means))
+
+
+def foreach_gram(rows: list[list[Tensor]]) -> Tensor:
+    gram = torch.empty(len(rows), len(rows), dtype=torch.float64)
+    for i, one in enumerate(rows):
+        for j, other in enumerate(rows[: i + 1]):
+            gram[i, j] = gram[j, i] = sum(x.sum() for x in torch._foreach_mul(one, other))
+    return gram
+
+
+def dot_gram(rows: list[list[Tensor]]) -> Tensor:
+    gram = torch.empty(len(rows), len(rows), dtype=torch.float64)
+    for i, one in enumerate(rows):
+        for j, other in enumerate(rows[: i + 1]):
+            gram[i, j] = gram[j, i] = sum(torch.dot(x.flatten(), y.flatten()) for x, y in zip(one, other))
+    return gram
+
+
+@pytest.mark.parametrize("variance", [False, True], ids=["mean", "mean and variance"])
+def test_gradient_expectation(benchmark: object, variance: bool) -> None:
+    gradients, means, squares = lists(3)
+    count = 3
+    peers: dict[str, Callable[[], object]] = {
+        "_foreach_lerp_": lambda: torch._foreach_lerp_(means, gradients, 1 / (count + 1))
+    }
+    if variance:
+        peers = {"_foreach": lambda: foreach_moments(means, squares, gradients, count)}
+    compare(
+        benchmark,
+        lambda: ops.gradient_expectation_(means, squares if variance else None, gradients, count),
+        peers,
+        floor=(5 if variance else 3) * 4 * WEIGHTS / copy_rate(),
+        sizes=SIZES,
+        values={},
+    )
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_gradient_gram(benchmark: object, count: int) -> None:
+    rows = lists(count)
+    read = interleaved_minimum({"read": lambda: [x.sum() for row in rows for x in row]})["read"]
+    want = foreach_gram([[x.double() for x in row] for row in rows])
+    compare(
+        benchmark,
+        lambda: ops.gradient_gram(rows),
+        {"_foreach": lambda: foreach_gram(rows), "dot": lambda: dot_gram(rows)},
+        floor=read,
+        sizes={**SIZES, "K": count},
+        values={"relative error to float64": float((ops.gradient_gram(rows) - want).abs().max() / want.abs().max())},
+    )
+
+
+def test_gradient_expectation_and_gram(benchmark: object) -> None:
+    """What a new gradient costs an expectation that is compared with one other; the floor is that of the mean alone."""
+    gradients, means, squares, other = lists(4)
+    count = 3
+
+    def ours() -> None:
+        ops.gradient_expectation_(means, squares, gradients, count)
+        ops.gradient_gram([means, other])
+
+    def composed() -> None:
+        foreach_moments(means, squares, gradients, count)
+        foreach_gram([means, other])
+
+    def ours_mean() -> None:
+        ops.gradient_expectation_(means, None, gradients, count)
+        ops.gradient_gram([means, other])
+
+    floor = 3 * 4 * WEIGHTS / copy_rate()
+    mean_alone = interleaved_minimum({"ours": ours_mean})["ours"]
+    compare(
+        benchmark,
+        ours,
+        {"_foreach": composed},
+        floor=floor,
+        sizes=SIZES,
+        values={"times floor without the variance": mean_alone / floor},
+    )
+
+
+@pytest.mark.parametrize("based", [False, True], ids=["plain", "differences"])
+def test_weighted_gram(benchmark: object, based: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    count, size = 5, 5_000_000
+    directions, base = (torch.randn(shape, generator=generator) for shape in ((count, size), (size,)))
+    weights = torch.rand(size, generator=generator)
+
+    def composed(rows: Tensor, scale: Tensor, origin: Tensor) -> Tensor:
+        rows = rows - origin if based else rows
+        return (rows * scale) @ rows.T
+
+    def ours() -> Tensor:
+        return ops.weighted_gram(directions, weights, base if based else None)
+
+    read = interleaved_minimum({"read": lambda: (directions.sum(), weights.sum(), base.sum() if based else None)})
+    want = composed(directions.double(), weights.double(), base.double())
+    compare(
+        benchmark,
+        ours,
+        {"(D w) @ D.T": lambda: composed(directions, weights, base)},
+        floor=read["read"],
+        sizes={"K": count, "P": size},
+        values={"relative error to float64": float((ours() - want).abs().max() / want.abs().max())},
+    )
+
+
+def test_gradient_fisher_gram(benchmark: object) -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples, size, count = 64, 400_000, 5
+    gradients, directions = (torch.randn(shape, generator=generator) for shape in ((samples, size), (count, size)))
+
+    def composed(rows: Tensor, moves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        products, squares = rows @ moves.T, rows.square()
+        return products.T @ products / samples, squares.mean(0), squares.sum(1)
+
+    read = interleaved_minimum({"read": gradients.sum})["read"]
+    want = composed(gradients.double(), directions.double())[0]
+    got = ops.gradient_fisher_gram(gradients, directions).gram
+    compare(
+        benchmark,
+        lambda: ops.gradient_fisher_gram(gradients, directions),
+        {"products": lambda: composed(gradients, directions)},
+        floor=read,
+        sizes={"N": samples, "P": size, "K": count},
+        values={"relative error to float64": float((got - want).abs().max() / want.abs().max())},
+    )
+
+
+@pytest.mark.parametrize("network", ["perceptron", "convolutions"])
+def test_restarts(benchmark: object, network: str) -> None:
+    """Floor: the time of the batched restarts themselves, so that the ratio to it says nothing here."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (64,), generator=generator)
+    model: nn.Module
+    if network == "perceptron":
+        model, inputs = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10)), torch.randn(64, 32)
+    else:
+        model, inputs = ConvNet(1, 10), torch.randn(64, 1, 16, 16)
+    batched, single = (PrincipalGradientExpectation(model, restarts=16, restart_batch=size) for size in (None, 1))
+    difference = []
+    for one, other in zip(*(pge.update("task", inputs, labels).expectation("task") for pge in (batched, single))):
+        difference.append(float((one - other).norm() / other.norm()))
+
+    def ours() -> object:
+        return batched.update("task", inputs, labels)
+
+    compare(
+        benchmark,
+        ours,
+        {"one by one": lambda: single.update("task", inputs, labels)},
+        floor=interleaved_minimum({"ours": ours})["ours"],
+        sizes={"restarts": 16, "N": 64},
+        values={"relative difference": max(difference)},
+    )
