@@ -1,20 +1,29 @@
 """Fisher information of three networks against a plain training step's forward and backward pass, and torch.func.
 
 The floor of every row is that forward and backward pass, with weight gradients, on the same batch in the same run.
-The peer is the per-sample gradient by torch.func, vmap(grad(functional_call)), a chunk of samples at a time (the best
-of the chunk sizes given); for the exact Gram matrix it is the K forward-mode derivatives under vmap.
+The first peer is the per-sample gradient by torch.func, vmap(grad(functional_call)), a chunk of samples at a time (the
+best of the chunk sizes given); for the exact Gram matrix it is the K forward-mode derivatives under vmap. Then the
+libraries of fisher_peers.py, as far as they are installed (fisher_peers.txt); one that gives a wrong value or leaves
+parameters out is timed, but not the best peer.
 
 Values: the relative error of the result against float64 per-sample gradients of the first samples.
+
+    python bench/run.py bench/bench_fisher.py
+
+spends most of its minutes in the peers on the convolutional network.
 """
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import fisher_peers
 import pytest
 import torch
+from fisher_peers import Peer, Task
 from harness import interleaved_minimum, peak_megabytes
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
@@ -116,6 +125,9 @@ class Problem:
         self.directions = [{n: torch.randn_like(p) for n, p in self.parameters.items()} for _ in range(DIRECTIONS)]
         self.sizes = {"samples": shape[0], "parameters": sum(p.numel() for p in self.parameters.values())}
 
+    def task(self, samples: int | None = None) -> Task:
+        return Task(self.model, self.inputs[:samples], self.targets[:samples], self.directions)
+
     def batches(self, samples: int | None = None) -> list[tuple[Tensor, Tensor]]:
         return [(self.inputs[:samples], self.targets[:samples])]
 
@@ -180,17 +192,32 @@ class Problem:
 
 
 def record(
-    benchmark: Any, ours: Callable[[], object], peers: dict[str, Callable[[], object]], problem: Problem, error: float
+    benchmark: Any,
+    ours: Callable[[], object],
+    plain: dict[str, Callable[[], object]],
+    libraries: dict[str, Peer],
+    problem: Problem,
+    check: Callable[[Any], tuple[float, int]],
+    error: float,
 ) -> None:
-    """One row: as harness.compare, the floor being a contender of its own."""
-    contenders = {"ours": ours, FLOOR: problem.step, **peers}
-    seconds = interleaved_minimum(contenders, seconds=1.5)
+    """One row: as harness.compare, the floor being a contender of its own.
+
+    ``plain`` are the peers in plain torch; ``check`` is as :func:`fisher_peers.prepare` takes it.
+    """
+    prepared = fisher_peers.prepare(libraries, problem.task(), problem.task(CHECKED), check)
+    peers = {**plain, **prepared.calls}
+    contenders = {"ours": ours, FLOOR: problem.step, **peers, **prepared.others}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries' hooks
+        seconds = interleaved_minimum(contenders, seconds=1.5, slow=2)
+        megabytes = {name: peak_megabytes(call) for name, call in contenders.items()}
     best = min(peers, key=lambda name: seconds[name])
     benchmark.extra_info.update(
         sizes=problem.sizes,
         threads=torch.get_num_threads(),
         seconds=seconds,
-        megabytes={name: peak_megabytes(call) for name, call in contenders.items()},
+        megabytes=megabytes,
+        failed=prepared.failed,
         best_peer=best,
         times_faster=seconds[best] / seconds["ours"],
         floor_seconds=seconds[FLOOR],
@@ -200,37 +227,61 @@ def record(
     benchmark.pedantic(ours, rounds=1)
 
 
+def gram_check(expected: Tensor) -> Callable[[Tensor], tuple[float, int]]:
+    """Of Gram matrices summed over the first samples; parameters that do not count show in the error."""
+    return lambda found: (float((found.double() / CHECKED - expected).norm() / expected.norm()), 0)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_empirical_diagonal(benchmark: Any, name: str) -> None:
     problem = Problem(name)
     fisher = FisherInformation(problem.model, "empirical")
-    found = fisher.diagonal(problem.batches(CHECKED))
     _, _, rows = problem.explicit()
-    error = max(float((found[n] - (d := sum(g[n] ** 2 for g in rows) / CHECKED)).norm() / d.norm()) for n in found)
-    peers = {f"torch.func, chunk {c}": (lambda c=c: problem.peer_diagonal(c)) for c in problem.chunks}
-    record(benchmark, lambda: fisher.diagonal(problem.batches()), peers, problem, error)
+    expected = {n: sum(g[n] ** 2 for g in rows) / CHECKED for n in problem.parameters}
+
+    def check(found: dict[str, Tensor]) -> tuple[float, int]:
+        errors = [float((v / CHECKED - expected[n]).norm() / expected[n].norm()) for n, v in found.items()]
+        return max(errors), len(expected) - len(found)
+
+    error, _ = check({n: v * CHECKED for n, v in fisher.diagonal(problem.batches(CHECKED)).items()})
+    plain = {f"torch.func, chunk {c}": (lambda c=c: problem.peer_diagonal(c)) for c in problem.chunks}
+    record(benchmark, lambda: fisher.diagonal(problem.batches()), plain, fisher_peers.DIAGONAL, problem, check, error)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_empirical_gram(benchmark: Any, name: str) -> None:
     problem = Problem(name)
     fisher = FisherInformation(problem.model, "empirical")
-    found = fisher.gram(problem.directions, problem.batches(CHECKED))
     _, _, rows = problem.explicit()
     scores = torch.tensor([[float(sum((g[n] * d[n]).sum() for n in g)) for d in problem.directions] for g in rows])
-    expected = (scores.T @ scores).double() / CHECKED
-    error = float((found - expected).norm() / expected.norm())
-    peers = {f"torch.func, chunk {c}": (lambda c=c: problem.peer_gram(c)) for c in problem.chunks}
-    record(benchmark, lambda: fisher.gram(problem.directions, problem.batches()), peers, problem, error)
+    check = gram_check((scores.T @ scores).double() / CHECKED)
+    error, _ = check(fisher.gram(problem.directions, problem.batches(CHECKED)) * CHECKED)
+    plain = {f"torch.func, chunk {c}": (lambda c=c: problem.peer_gram(c)) for c in problem.chunks}
+    record(
+        benchmark,
+        lambda: fisher.gram(problem.directions, problem.batches()),
+        plain,
+        fisher_peers.EMPIRICAL_GRAM,
+        problem,
+        check,
+        error,
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_exact_gram(benchmark: Any, name: str) -> None:
     problem = Problem(name)
     fisher = FisherInformation(problem.model)
-    found = fisher.gram(problem.directions, problem.batches(CHECKED))
     reference, batches, _ = problem.explicit()
-    expected = reference.gram([{n: v.double() for n, v in d.items()} for d in problem.directions], batches)
-    error = float((found - expected).norm() / expected.norm())
-    peers = {"torch.func jvp under vmap": problem.peer_exact_gram}
-    record(benchmark, lambda: fisher.gram(problem.directions, problem.batches()), peers, problem, error)
+    check = gram_check(reference.gram([{n: v.double() for n, v in d.items()} for d in problem.directions], batches))
+    error, _ = check(fisher.gram(problem.directions, problem.batches(CHECKED)) * CHECKED)
+    plain = {"torch.func jvp under vmap": problem.peer_exact_gram}
+    record(
+        benchmark,
+        lambda: fisher.gram(problem.directions, problem.batches()),
+        plain,
+        fisher_peers.EXACT_GRAM,
+        problem,
+        check,
+        error,
+    )

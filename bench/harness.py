@@ -18,13 +18,18 @@ import torch
 Contender = Callable[[], object]
 
 
-def interleaved_minimum(contenders: dict[str, Contender], seconds: float = 3.0, rounds: int = 25) -> dict[str, float]:
-    """Seconds of each contender's fastest call. Each gets at least 3 turns, then as many as fit ``seconds`` each."""
+def interleaved_minimum(
+    contenders: dict[str, Contender], seconds: float = 3.0, rounds: int = 25, slow: float = float("inf")
+) -> dict[str, float]:
+    """Seconds of each contender's fastest call.
+
+    Each gets at least 3 turns, or 1 if that took more than ``slow`` seconds, then as many as fit ``seconds`` each.
+    """
     best = dict.fromkeys(contenders, float("inf"))
     spent = dict.fromkeys(contenders, 0.0)
     for turn in range(rounds):
         for name, call in contenders.items():
-            if turn >= 3 and spent[name] > seconds:
+            if turn >= (1 if best[name] > slow else 3) and spent[name] > seconds:
                 continue
             start = time.perf_counter()
             call()

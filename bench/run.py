@@ -89,6 +89,7 @@ def markdown(report: dict[str, Any]) -> str:
         for name in others:
             ratio = row["seconds"][name] / row["seconds"]["ours"]
             lines.append(f"| | | | {row['seconds'][name]:.3f} ({name}) | {ratio:.1f} | | | | {memory[name]:.0f} | |")
+        lines += [f"| | | | fails ({name}: {reason}) | | | | | | |" for name, reason in row.get("failed", {}).items()]
     return "\n".join(lines) + "\n"
 
 

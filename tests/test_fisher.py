@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from transferops.fisher import (
     FisherInformation,
+    LowRank,
     parameter_differences,
     softmax_fisher_gram,
     tangent_gram,
@@ -171,6 +172,25 @@ def test_contraction_slices_agree_with_the_definition(monkeypatch: pytest.Monkey
         tangent_gram(tangents), torch.einsum("knc,lnc->kl", tangents, tangents), rtol=1e-12, atol=1e-12
     )
     assert torch.equal(tangents, untouched)
+
+
+def test_contraction_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain form, for devices that a build has no kernels for, against the op."""
+    logits, tangents = torch.randn(23, 5).double(), torch.randn(4, 23, 5).double()
+    by_kernel = softmax_fisher_gram(logits, tangents)
+    monkeypatch.setattr("transferops.fisher.contraction.has_kernels", lambda device: False)
+    monkeypatch.setattr("transferops.fisher.contraction.ops", None)
+    torch.testing.assert_close(softmax_fisher_gram(logits, tangents), by_kernel, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_contraction_on_the_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel, as on the CPU."""
+    monkeypatch.setattr("transferops.fisher.contraction._gram", None)
+    logits, tangents = torch.randn(23, 1030).to(dtype), torch.randn(4, 23, 1030).to(dtype)
+    found = softmax_fisher_gram(logits.cuda(), tangents.cuda())
+    torch.testing.assert_close(found.cpu(), softmax_fisher_gram(logits, tangents), rtol=1e-4, atol=1e-4)
 
 
 def test_a_common_shift_of_the_logits_carries_no_information() -> None:
@@ -368,7 +388,8 @@ def no_batches() -> Iterator[Tensor]:
         (
             lambda: gram(STEP),
             TypeError,
-            "directions: expected a list of dictionaries from parameter name to tensor, got dict",
+            "directions: expected a list of dictionaries from parameter name to tensor, of modules or of flat vectors, "
+            "got dict",
         ),
         (lambda: gram([]), ValueError, "directions: expected at least one direction, got none"),
         (
@@ -377,10 +398,47 @@ def no_batches() -> Iterator[Tensor]:
             "directions: expected at least one parameter to move, got empty dictionaries",
         ),
         (
-            lambda: gram([STEP, STEP["bias"]]),
+            lambda: gram([STEP, 3]),
             TypeError,
-            "directions[1]: expected a dictionary from parameter name to tensor, "
+            "directions[1]: expected a dictionary from parameter name to tensor, a module or a flat vector, got 3",
+        ),
+        (
+            lambda: gram([STEP, STEP["bias"]]),
+            ValueError,
+            "directions[1]: expected a flat vector over the 16 selected elements, "
             "got a float32 tensor of shape [4] on cpu",
+        ),
+        (
+            lambda: gram([torch.ones(16, dtype=torch.int64)]),
+            TypeError,
+            "directions[0]: expected a floating-point tensor, got a int64 tensor of shape [16] on cpu",
+        ),
+        (
+            lambda: gram([nn.Linear(3, 9)]),
+            ValueError,
+            "directions[0]: expected 'weight' of shape [4, 3], as in the reference, got shape [9, 3]",
+        ),
+        (
+            lambda: gram([{"bias": LowRank(torch.ones(4, 1), torch.ones(1, 1))}]),
+            ValueError,
+            "directions[0]['bias']: expected factors of a parameter of shape [4], "
+            "got factors of shapes [4, 1] and [1, 1]",
+        ),
+        (
+            lambda: gram([{"weight": LowRank(torch.ones(4, 2), torch.ones(2, 4))}]),
+            ValueError,
+            "directions[0]['weight']: expected factors of a parameter of shape [4, 3], "
+            "got factors of shapes [4, 2] and [2, 4]",
+        ),
+        (
+            lambda: gram([{"weight": LowRank(torch.ones(4, 2), torch.ones(1, 3))}]),
+            ValueError,
+            "directions[0]['weight']: expected factors of one rank, at least 1, got ranks 2 and 1",
+        ),
+        (
+            lambda: gram([{"weight": LowRank(torch.ones(4, 2), torch.full((2, 3), torch.nan))}]),
+            ValueError,
+            "directions[0]['weight']: expected finite values, got infinities or NaN among them",
         ),
         (
             lambda: gram([{"scale": STEP["bias"]}]),
@@ -478,6 +536,11 @@ def no_batches() -> Iterator[Tensor]:
             lambda: parameter_differences([nn.Linear(3, 9)], LINEAR),
             ValueError,
             "models[0]: expected 'weight' of shape [4, 3], as in the reference, got shape [9, 3]",
+        ),
+        (
+            lambda: parameter_differences([LINEAR], LINEAR, dtype=torch.int8),
+            ValueError,
+            "dtype: expected a floating-point type, got torch.int8",
         ),
         (
             lambda: parameter_differences([LINEAR], LINEAR, ["scale"]),

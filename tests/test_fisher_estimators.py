@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,19 +50,112 @@ class Attention(nn.Module):
 
 
 class MultiHead(nn.Module):
+    def __init__(self, need_weights: bool = False, causal: bool = False, **options: Any) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, **{"batch_first": True, **options})
+        self.head = nn.Linear(4, CLASSES)
+        self.need_weights, self.causal = need_weights, causal
+
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype) if self.causal else None
+        x = x if self.attention.batch_first else x.transpose(0, 1)
+        kinds: dict[str, Any] = {"need_weights": self.need_weights, "average_attn_weights": False}
+        x, weights = self.attention(x, x, x, key_padding_mask=padding, attn_mask=mask, is_causal=self.causal, **kinds)
+        x = x.mean(1 if self.attention.batch_first else 0)
+        return self.head(x) + (0 if weights is None else weights.square().sum((1, 2, 3)).unsqueeze(1) * x[:, :CLASSES])
+
+
+class CrossAttention(nn.Module):
+    """Keys other than the queries, and once values other than the keys, with a mask for each sample and head."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.first, self.second = (nn.MultiheadAttention(4, 2, batch_first=True) for _ in range(2))
         self.head = nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
+        query, key = x[:, :2], x.tanh()
+        mask = torch.arange(3) > torch.arange(1, 3).unsqueeze(1)
+        query = query + self.first(query, key, key, need_weights=False)[0]
+        each = mask.expand(2 * len(x), 2, 3)
+        return self.head(self.second(query, key, x.sin(), attn_mask=each, need_weights=False)[0].mean(1))
+
+
+class LayerScaled(nn.Module):
+    """As timm writes vision transformers: scales [D] and a temperature of their own, a joint qkv, normed queries."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(2, width, 2, 2)
+        self.start = nn.Parameter(torch.randn(1, 1, width))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.query_norm = nn.LayerNorm(2)
+        self.proj = nn.Linear(width, width)
+        self.gamma = nn.Parameter(torch.rand(width))
+        self.temperature = nn.Parameter(torch.tensor(0.7))
+        self.final_scale = nn.Parameter(torch.rand(width))
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.start.expand(len(x), -1, -1), x], 1)
+        q, k, v = self.qkv(x).reshape(len(x), -1, 3, 2, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(self.query_norm(q) * self.temperature, k, v)
+        x = x + self.gamma * self.proj(attended.transpose(1, 2).flatten(2))
+        return self.head(x[:, 0] * self.final_scale)
+
+
+class RMSNorm(nn.Module):
+    """As Hugging Face writes it: without a formula."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
+
+
+class Decoder(nn.Module):
+    """As Hugging Face writes language models: keyword inputs, separate projections, an object with logits."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(6, width)
+        self.norm, self.last_norm = RMSNorm(width), RMSNorm(width)
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width, bias=False) for _ in range(4))
+        self.gate, self.up = (nn.Linear(width, 5, bias=False) for _ in range(2))
+        self.down = nn.Linear(5, width, bias=False)
+        self.lm_head = nn.Linear(width, CLASSES, bias=False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        x = self.embed(input_ids)
+        y = self.norm(x)
+        causal = torch.ones(x.shape[1], x.shape[1]).tril().bool()
+        q, k, v = (layer(y).view(*y.shape[:2], 2, 2).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mask = (causal & attention_mask[:, None, None, :]) | torch.eye(x.shape[1]).bool()
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        x = x + self.down(F.silu(self.gate(x)) * self.up(x))
+        return SimpleNamespace(logits=self.lm_head(self.last_norm(x)))
+
+
+class Adapted(nn.Module):
+    """A frozen layer with a trained low-rank product beside it, and a trained head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(3, 4).requires_grad_(False)
+        self.down, self.up = nn.Linear(3, 2, bias=False), nn.Linear(2, 4, bias=False)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.base(x) + 0.5 * self.up(self.down(x))).mean(1))
 
 
 class Recurrent(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, kind: type[nn.RNNBase] = nn.GRU) -> None:
         super().__init__()
-        self.rnn = nn.GRU(3, 4, batch_first=True)
+        self.rnn = kind(3, 4, batch_first=True)
         self.head = nn.Linear(4, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -196,15 +290,36 @@ PROBLEMS = {
         vectors(2, 2, 2, 3),
     ),
     "attention": Problem(Attention, vectors(4, 3)),
-    "multi_head": Problem(
-        MultiHead,
+    "multi_head": Problem(MultiHead, vectors(3, 4)),
+    "multi_head_weights": Problem(lambda: MultiHead(need_weights=True), vectors(3, 4)),
+    "multi_head_masked": Problem(
+        lambda: MultiHead(need_weights=True, bias=False),
+        lambda: {"x": vectors(3, 4)(), "padding": torch.arange(3) >= torch.tensor([[3], [2], [1], [3], [2]])},
+    ),
+    "multi_head_causal": Problem(lambda: MultiHead(batch_first=False, causal=True), vectors(3, 4)),
+    "multi_head_cross": Problem(CrossAttention, vectors(3, 4)),
+    "multi_head_other": Problem(
+        lambda: MultiHead(add_bias_kv=True),
         vectors(3, 4),
-        fallback=(
-            "attention.in_proj_weight",
-            "attention.in_proj_bias",
-            "attention.out_proj.weight",
-            "attention.out_proj.bias",
+        fallback=tuple(
+            f"attention.{name}"
+            for name in ("in_proj_weight", "in_proj_bias", "bias_k", "bias_v", "out_proj.weight", "out_proj.bias")
         ),
+    ),
+    "layer_scale": Problem(LayerScaled, image),
+    "decoder": Problem(
+        Decoder,
+        lambda: {
+            "input_ids": torch.randint(6, (SAMPLES, 4)),
+            "attention_mask": torch.arange(4) < torch.tensor([[4], [2], [3], [4], [1]]),
+        },
+        tokens=4,
+    ),
+    "adapters": Problem(Adapted, vectors(4, 3)),
+    "lstm": Problem(
+        lambda: Recurrent(nn.LSTM),
+        vectors(3, 3),
+        fallback=("rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0"),
     ),
     "recurrent": Problem(
         Recurrent, vectors(3, 3), fallback=("rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0")
@@ -250,7 +365,8 @@ def outputs_of(model: nn.Module, inputs: Any, n: int) -> Tensor:
     with sdpa_kernel(SDPBackend.MATH):
         if isinstance(inputs, dict):
             one = {k: v[n : n + 1] if isinstance(v, Tensor) else v for k, v in inputs.items()}
-            return model(**one)[0]
+            found = model(**one)
+            return getattr(found, "logits", found)[0]
         return model(inputs[n : n + 1])[0]
 
 
@@ -337,8 +453,9 @@ def test_routes_are_the_fast_ones_where_there_is_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("estimator", ["empirical", "exact"])
-@pytest.mark.parametrize("name", ["mlp", "convolutions", "recurrent", "attention", "tied"])
-def test_blocks_and_effective_dimension(name: str, estimator: str) -> None:
+@pytest.mark.parametrize("name", ["mlp", "convolutions", "recurrent", "attention", "tied", "language"])
+def test_blocks_and_effective_dimension(name: str, estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the eigenvalues of the rows' Gram matrix, in one pass and in several, and by those of J."""
     model, inputs, targets = build(name)
     expected = dense(model, inputs, targets, estimator, PROBLEMS[name].loss)
     fisher = FisherInformation(model, estimator)
@@ -348,10 +465,22 @@ def test_blocks_and_effective_dimension(name: str, estimator: str) -> None:
         block = fisher.block(parameter, [(inputs, targets)])
         torch.testing.assert_close(block, expected[part, part], **CLOSE)
     eigenvalues = torch.linalg.eigvalsh(expected).clamp_min(0)
-    for damping in (1e-3, 0.1):
-        found = fisher.effective_dimension(damping, iter([(inputs, targets)]))
-        assert found.value == pytest.approx(float((eigenvalues / (eigenvalues + damping)).sum()), rel=1e-6)
-        assert (found.standard_error, found.method) == (0.0, "parameters")
+    halves = [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])]
+    largest = max(p.numel() for p in trainable(model).values())
+    rows = SAMPLES * (1 if estimator == "empirical" else targets[0].numel() * CLASSES)
+    small = "samples" if rows <= len(expected) else "parameters"
+    changes: dict[str, tuple[str, Any]] = {
+        "all at once": ("_GRADIENT_BYTES", 1 << 20),
+        "parameter by parameter": ("_GRADIENT_BYTES", 8 * rows * largest),
+        "parameters": ("_count_rows", lambda *_: len(expected) + 1),
+    }
+    fisher = FisherInformation(model, estimator, chunk_size=2)
+    for case, (name, value) in changes.items():
+        monkeypatch.setattr(f"transferops.fisher.spectrum.{name}", value)
+        for damping in (1e-3, 0.1):
+            found = fisher.effective_dimension(damping, iter(halves))
+            assert found.value == pytest.approx(float((eigenvalues / (eigenvalues + damping)).sum()), rel=1e-6)
+            assert (found.standard_error, found.method) == (0.0, "parameters" if case == "parameters" else small)
 
 
 def test_effective_dimension_by_lanczos_quadrature(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +488,7 @@ def test_effective_dimension_by_lanczos_quadrature(monkeypatch: pytest.MonkeyPat
     model, inputs, targets = build("mlp")
     fisher = FisherInformation(model, "empirical", seed=3)
     exact = fisher.effective_dimension(0.05, [(inputs, targets)]).value
-    monkeypatch.setattr("transferops.fisher.information._BLOCK_ELEMENTS", 10)
+    monkeypatch.setattr("transferops.fisher.spectrum._ROWS", 2)
     found = fisher.effective_dimension(0.05, iter([(inputs, targets)]), probes=40, steps=12)
     assert found.method == "lanczos"
     assert 0 < found.standard_error < 0.3 * exact
@@ -445,7 +574,7 @@ def test_monte_carlo_repeats_with_its_seed() -> None:
     assert not torch.equal(first["0.weight"], other["0.weight"])
 
 
-@pytest.mark.parametrize("name", ["convolutions", "language", "multi_head", "regression"])
+@pytest.mark.parametrize("name", ["convolutions", "language", "multi_head", "regression", "layer_scale"])
 @pytest.mark.parametrize("estimator", ["empirical", "exact"])
 def test_batches_and_order_do_not_matter(name: str, estimator: str) -> None:
     model, inputs, targets = build(name)

@@ -7,8 +7,9 @@ theirs, its per-sample gradients are handed on and, in the last backward pass, l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from transferops._validate import fail
+from transferops.fisher.attention import attend, takes
 from transferops.fisher.batches import Batch
+from transferops.fisher.directions import Direction
 from transferops.fisher.layers import Gradients, Rows, formulas, row_dimensions
 
 Wanted = Mapping[nn.Module, Mapping[str, str]]
@@ -68,9 +71,8 @@ class _Layer:
 
 
 def layer_path(parameters: Mapping[str, str]) -> str:
-    """The name of the module whose parameters these are: own name to name in the model."""
-    own, full = next(iter(parameters.items()))
-    return full.removesuffix(own).rstrip(".")
+    """The name of the module whose parameters these are."""
+    return next(iter(parameters.values())).rpartition(".")[0]
 
 
 class Capture:
@@ -79,22 +81,25 @@ class Capture:
     Args:
         model: the model, none of its parameters asking for a gradient (:func:`transferops.fisher.modes.gradients_for`).
         wanted: the layers and parameters to watch.
-        expanded: names of parameters [1, ...] that broadcast over the samples: each sample gets its own copy,
+        expanded: parameters that broadcast over the samples, and the shape in which each sample gets its own copy,
             of which the gradient is the per-sample gradient.
         layout: of every call of a module, which has to be as it says; "samples" for all modules if None.
+        attention: attention modules that compute by :func:`transferops.fisher.attention.attend` meanwhile.
     """
 
     def __init__(
         self,
         model: nn.Module,
         wanted: Wanted,
-        expanded: Collection[str],
+        expanded: Mapping[str, tuple[int, ...]],
         layout: Mapping[nn.Module, Sequence[Layout]] | None = None,
+        attention: Mapping[nn.MultiheadAttention, nn.Module] | None = None,
     ) -> None:
         self._model = model
         self._expanded = expanded
-        self._copied: list[str] = []
+        self._copied: Direction = {}
         self._layout = layout
+        self._attention = attention or {}
         self._layers = {module: _Layer(module, parameters) for module, parameters in wanted.items()}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._sources: list[Tensor] = []
@@ -109,6 +114,8 @@ class Capture:
             # Ahead of the user's own hooks, which may change the output.
             handle = layer.module.register_forward_hook(self._record, prepend=True, with_kwargs=True)
             self._handles.append(handle)
+        for module, projection in self._attention.items():
+            vars(module)["forward"] = partial(self._attend, module, projection)
         return self
 
     def __exit__(
@@ -116,6 +123,8 @@ class Capture:
     ) -> None:
         for handle in self._handles:
             handle.remove()
+        for module in self._attention:
+            del vars(module)["forward"]
         self._layers.clear()
         self._sources.clear()
         self._consume = None
@@ -124,12 +133,12 @@ class Capture:
         """The outputs, in a graph of activations."""
         self._samples = batch.samples
         anchor = torch.zeros((), requires_grad=True)
+        parameters = {name: p.detach() for name, p in self._model.named_parameters() if name in self._expanded}
         copies = {
-            name: p.detach().expand(batch.samples, *p.shape[1:]).requires_grad_()
-            for name, p in self._model.named_parameters()
-            if name in self._expanded
+            name: p.reshape(1, *self._expanded[name]).expand(batch.samples, *self._expanded[name]).requires_grad_()
+            for name, p in parameters.items()
         }
-        self._copied = list(copies)
+        self._copied = parameters
         self._sources = [anchor, *copies.values()]
         self._recording = True
         try:
@@ -158,14 +167,23 @@ class Capture:
             layer.pending = len(layer.calls)
         self._recomputing = True
         try:
-            gradients = torch.autograd.grad(outputs, self._sources, cotangent, retain_graph=not last, allow_unused=True)
+            # Precisions were settled in the forward pass; what is made of the gradients keeps theirs.
+            with torch.autocast(outputs.device.type, enabled=False):
+                gradients = torch.autograd.grad(
+                    outputs, self._sources, cotangent, retain_graph=not last, allow_unused=True
+                )
         finally:
             self._recomputing = False
         for layer in self._layers.values():
             self._emit(layer)  # those of which not every call led to the outputs
-        for name, gradient in zip(self._copied, gradients[1:]):
+        for (name, p), gradient in zip(self._copied.items(), gradients[1:]):
             if gradient is not None:
-                consume(name, Rows(gradient.unsqueeze(1)))
+                consume(name, Rows(gradient.reshape(-1, *p.shape)))
+
+    def _attend(self, module: nn.MultiheadAttention, projection: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if (self._recording or self._recomputing) and takes(*args, **kwargs):
+            return attend(module, projection, *args, **kwargs)
+        return type(module).forward(module, *args, **kwargs)
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Any:
         if not torch.is_grad_enabled():

@@ -1,8 +1,8 @@
 """From the derivatives of the outputs along K directions to the K x K matrix of one batch.
 
-A tangent is T_k = J delta_k, the derivative of the outputs [N, C] along direction k. On the CPU the softmax
-form is one op; elsewhere products are formed and summed in float64 whatever the inputs' precision, a slice of
-the samples at a time, so that no float64 copy of all the tangents is held.
+A tangent is T_k = J delta_k, the derivative of the outputs [N, C] along direction k. The softmax form is one op on
+the devices that this build has kernels for; elsewhere products are formed and summed in float64 whatever the inputs'
+precision, a slice of the samples at a time, so that no float64 copy of all the tangents is held.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from transferops import ops
+from transferops._extension import has_kernels
 from transferops._validate import check_tensor, describe, fail
 
 _SLICE_ELEMENTS = 1 << 22  # of one float64 slice of the tangents: 32 MiB
@@ -39,7 +40,7 @@ def softmax_fisher_gram(logits: torch.Tensor, tangents: torch.Tensor) -> torch.T
     if tangents.shape[1:] != logits.shape or tangents.device != logits.device:
         expected = f"shape [K, {logits.shape[0]}, {logits.shape[1]}] on {logits.device}, as the logits"
         fail("tangents", expected, describe(tangents))
-    if logits.device.type == "cpu":
+    if has_kernels(logits.device):
         return ops.softmax_fisher_gram(logits, tangents)
     return _gram(tangents, logits)
 

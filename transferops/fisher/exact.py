@@ -3,45 +3,77 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import jvp, vmap
+from torch.nn import functional as F
 
 from transferops.fisher.batches import Batch
-from transferops.fisher.directions import Direction
+from transferops.fisher.directions import Direction, Directions, LowRank
 from transferops.fisher.modes import function_transforms
 
 
-def push_forward(model: nn.Module, tangents: Direction, batch: Batch, chunk_size: int | None) -> tuple[Tensor, Tensor]:
+def push_forward(
+    model: nn.Module, directions: Directions, batch: Batch, layers: Mapping[str, nn.Module]
+) -> tuple[Tensor, Tensor]:
     """Outputs [N, ..., C] and their derivatives along K directions, [K, N, ..., C].
 
     Nothing is kept for a backward pass. Scaled dot-product attention runs on its plain (math) backend, the fused
-    ones having no forward-mode derivative.
+    ones having no forward-mode derivative. A single direction is differentiated without ``torch.vmap``.
 
     Args:
         model: the model, in evaluation mode.
-        tangents: name to [K, *shape].
+        directions: K of them.
         batch: the samples.
-        chunk_size: directions at a time; all if None. 1 is a plain loop, without ``torch.vmap``.
+        layers: of weights that may be moved by low-rank products, the linear layer whose calls are all there is
+            of the weight.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters()}
+    factors = {n: directions.stack_factors(n) for n in directions.parameters if n in layers}
+    tangents = {n: directions.stack(n) for n in directions.parameters if n not in layers}
     moving = {name: parameters[name] for name in tangents}
     fixed = {name: p for name, p in parameters.items() if name not in tangents}
-    count = len(next(iter(tangents.values())))
+    none = next(iter(parameters.values())).new_zeros(())
 
-    def push(tangent: Direction) -> tuple[Tensor, Tensor]:
-        value, derivative, *_ = jvp(lambda m: batch.run(model, {**fixed, **m}), (moving,), (tangent,))
+    def push(tangent: Direction, products: Mapping[str, LowRank]) -> tuple[Tensor, Tensor]:
+        def run(moved: Direction, step: Tensor) -> Tensor:
+            with _along({layers[name]: product for name, product in products.items()}, step):
+                return batch.run(model, {**fixed, **moved})
+
+        value, derivative, *_ = jvp(run, (moving, none), (tangent, torch.ones_like(none)))
         return value, derivative
 
     with function_transforms(gradients=False), _constant_padding(model):
-        if chunk_size == 1 or count == 1:
-            pairs = [push({name: t[k] for name, t in tangents.items()}) for k in range(count)]
-            return pairs[0][0], torch.stack([derivative for _, derivative in pairs])
-        values, derivatives = vmap(push, chunk_size=chunk_size)(tangents)
+        if len(directions) == 1:
+            value, derivative = push(*_first(tangents, factors))
+            return value, derivative.unsqueeze(0)
+        values, derivatives = vmap(push)(tangents, factors)
         return values[0], derivatives
+
+
+def _first(tangents: Direction, factors: Mapping[str, LowRank]) -> tuple[Direction, dict[str, LowRank]]:
+    products = {name: LowRank(left[0], right[0]) for name, (left, right) in factors.items()}
+    return {name: t[0] for name, t in tangents.items()}, products
+
+
+@contextlib.contextmanager
+def _along(products: Mapping[nn.Module, LowRank], step: Tensor) -> Iterator[None]:
+    """Linear layers whose weight is ``step`` (of value 0) further along a product, which is never formed."""
+
+    def move(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        left, right = products[module]
+        moved = F.linear(F.linear(args[0] if args else kwargs["input"], right), left)
+        return output + (step * moved).to(output.dtype)
+
+    handles = [module.register_forward_hook(move, prepend=True, with_kwargs=True) for module in products]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ elements (biases, scales of norms) have their g_n in memory; those of weights st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from transferops import ops
 from transferops._validate import fail
+
+_WORKSPACE_ELEMENTS = 1 << 17  # 512 KiB in float32
 
 
 class Gradients(Protocol):
@@ -31,6 +33,9 @@ class Gradients(Protocol):
     def norms(self) -> Tensor:
         """|g_n|^2: [N]."""
 
+    def rows(self) -> Tensor:
+        """The gradients themselves, in memory: [N, *shape]."""
+
 
 class Rows:
     """The gradients themselves, [N, *shape]."""
@@ -39,13 +44,20 @@ class Rows:
         self.values = _wide(values)
 
     def project(self, directions: Sequence[Tensor]) -> Tensor:
-        return self.values.flatten(1) @ _stack(directions, self.values.dtype).flatten(1).T
+        stacked = _stack(directions, self.values.dtype)
+        return self._flat() @ stacked.view(len(stacked), -1).T
 
     def diagonal(self) -> Tensor:
         return self.values.square().sum(0)
 
     def norms(self) -> Tensor:
-        return self.values.flatten(1).square().sum(1)
+        return self._flat().square().sum(1)
+
+    def rows(self) -> Tensor:
+        return self.values
+
+    def _flat(self) -> Tensor:
+        return self.values.reshape(len(self.values), -1)
 
 
 class LinearWeight:
@@ -61,11 +73,35 @@ class LinearWeight:
             return torch.cat(scores, 1)
         return ops.linear_fisher_projection(self.inputs, self.grads, _stack(directions))
 
+    def project_products(self, products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """As ``project`` on left [O, r] @ right [r, I], by sum_t (left^T b_nt) . (right a_nt)."""
+        a, b = _wide(self.inputs), _wide(self.grads)
+        left = torch.cat([factor.to(b) for factor, _ in products], 1)
+        right = torch.cat([factor.to(a) for _, factor in products])
+        terms = (b @ left) * (a @ right.T)
+        if terms.dim() == 3:
+            terms = terms.sum(1)
+        ranks = [factor.shape[1] for factor, _ in products]
+        return torch.stack([part.sum(1) for part in torch.split(terms, ranks, 1)], 1)
+
     def diagonal(self) -> Tensor:
-        return ops.linear_fisher_diagonal(self.inputs, self.grads)
+        rows, columns = self.grads.shape[-1], self.inputs.shape[-1]
+        step = max(64, _WORKSPACE_ELEMENTS // max(1, columns))
+        if self.inputs.dim() == 3 or rows <= step or not self.inputs.is_cpu:
+            return ops.linear_fisher_diagonal(self.inputs, self.grads)
+        # Without positions nothing but weights is large, and the op would need their size once more.
+        result = self.inputs.new_empty((rows, columns), dtype=_wide(self.inputs[:0]).dtype)
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            result[part] = ops.linear_fisher_diagonal(self.inputs, self.grads[:, part])
+        return result
 
     def norms(self) -> Tensor:
         return ops.linear_grad_norm(self.inputs, self.grads)
+
+    def rows(self) -> Tensor:
+        a, b = _wide(self.inputs), _wide(self.grads)
+        return b.unsqueeze(2) * a.unsqueeze(1) if a.dim() == 2 else b.mT @ a
 
     def input_factor(self) -> Tensor:
         """sum_n mean_t a_nt a_nt^T: [I, I]."""
@@ -99,11 +135,23 @@ class ConvWeight:
     def norms(self) -> Tensor:
         return ops.conv_grad_norm(self.inputs, self.grads, *self.geometry)
 
+    def rows(self) -> Tensor:
+        groups, columns = self.geometry[4], self._columns()
+        grads = [_wide(g).reshape(groups, -1, g[0].numel()) for g in self.grads]
+        each = [b @ patches.view(groups, -1, patches.shape[1]).mT for b, patches in zip(grads, columns)]
+        return torch.stack(each).view(len(each), self.grads.shape[1], -1, *self.geometry[0])
+
     def input_factor(self) -> Tensor:
         """As of the linear layer over all patches, which are in memory for one sample at a time."""
-        kernel, stride, padding, dilation, _ = self.geometry
-        size = self.inputs.shape[1] * math.prod(kernel)
+        size = self.inputs.shape[1] * math.prod(self.geometry[0])
         factor = self.inputs.new_zeros((size, size), dtype=_wide(self.inputs[:0]).dtype)
+        for patches in self._columns():
+            factor.addmm_(patches, patches.T, alpha=1 / patches.shape[1])
+        return factor
+
+    def _columns(self) -> Iterator[Tensor]:
+        """Of each sample the patches [C |kernel|, T]."""
+        kernel, stride, padding, dilation, _ = self.geometry
         margins = [margin for side in reversed(padding) for margin in (side, side)]
         for sample in self.inputs:
             patches = F.pad(_wide(sample), margins)
@@ -111,9 +159,7 @@ class ConvWeight:
                 patches = patches.unfold(1 + i, d * (k - 1) + 1, s)[..., ::d]  # [C, *out, *kernel]
             dims = len(kernel)
             last = (0, *range(1 + dims, 1 + 2 * dims), *range(1, 1 + dims))
-            rows = patches.permute(last).reshape(size, -1)
-            factor.addmm_(rows, rows.T, alpha=1 / rows.shape[1])
-        return factor
+            yield patches.permute(last).reshape(sample.shape[0] * math.prod(kernel), -1)
 
     def grad_factor(self) -> Tensor:
         b = _wide(self.grads).transpose(0, 1).flatten(1)
@@ -150,6 +196,11 @@ class EmbeddingWeight:
         squares = self.values.square().sum(1)
         return squares.new_zeros(self.samples).index_add_(0, self.sample, squares)
 
+    def rows(self) -> Tensor:
+        result = self.values.new_zeros(self.samples, self.entries, self.values.shape[1])
+        result[self.sample, self.entry] = self.values
+        return result
+
 
 Call = tuple[Tensor, Tensor]
 """Input and output gradient of one call of a module."""
@@ -176,28 +227,37 @@ def _conv_weight(module: Any, calls: Sequence[Call], samples: int) -> Gradients:
 
 def _trailing_bias(module: Any, calls: Sequence[Call], samples: int) -> Gradients:
     """Of the parameter's own trailing dimensions: Linear and LayerNorm."""
-    parts = [_wide(b).reshape(samples, -1, *module.bias.shape).sum(1) for _, b in calls]
-    return Rows(torch.stack(parts).sum(0))
+    parts = [_wide(b).reshape(samples, -1, *module.bias.shape) for _, b in calls]
+    return Rows(_total([_over_rows(part) for part in parts]))
 
 
 def _trailing_scale(module: Any, calls: Sequence[Call], samples: int) -> Gradients:
     parts = [_wide(b) * _normalized(module, _wide(a)) for a, b in calls]
-    return Rows(torch.stack([g.reshape(samples, -1, *module.weight.shape).sum(1) for g in parts]).sum(0))
+    return Rows(_total([_over_rows(g.reshape(samples, -1, *module.weight.shape)) for g in parts]))
 
 
 def _channel_bias(module: Any, calls: Sequence[Call], samples: int) -> Gradients:
     """Of dimension 1: convolutions, GroupNorm and BatchNorm."""
-    return Rows(torch.stack([_over_positions(_wide(b), samples) for _, b in calls]).sum(0))
+    return Rows(_total([_over_positions(_wide(b), samples) for _, b in calls]))
 
 
 def _channel_scale(module: Any, calls: Sequence[Call], samples: int) -> Gradients:
     parts = [_over_positions(_wide(b) * _normalized(module, _wide(a)), samples) for a, b in calls]
-    return Rows(torch.stack(parts).sum(0))
+    return Rows(_total(parts))
 
 
 def _over_positions(values: Tensor, samples: int) -> Tensor:
     channels = values.shape[1]
-    return values.reshape(len(values), channels, -1).sum(-1).reshape(samples, -1, channels).sum(1)
+    return _over_rows(values.reshape(len(values), channels, -1).sum(-1).reshape(samples, -1, channels))
+
+
+def _over_rows(values: Tensor) -> Tensor:
+    """The sum over dimension 1, a view if there is one row."""
+    return values[:, 0] if values.shape[1] == 1 else values.sum(1)
+
+
+def _total(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(tuple(parts)).sum(0)
 
 
 def _normalized(module: Any, inputs: Tensor) -> Tensor:

@@ -6,17 +6,19 @@ import contextlib
 import sys
 import warnings
 from collections.abc import Collection, Iterator
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 from transferops._validate import fail
 
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, uncompiled and without fused inference paths; modes are restored module by module.
+    """Evaluation mode, uncompiled, unsynchronised, without fused inference paths; restored module by module.
 
     The flags are set directly: ``eval()`` may be overridden, to merge adapters for instance.
     """
@@ -32,12 +34,29 @@ def evaluation(model: nn.Module) -> Iterator[None]:
         with (
             torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext(),
             torch.inference_mode(False),
+            _unsynchronised(model),
         ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def _unsynchronised(model: nn.Module) -> Iterator[None]:
+    """DistributedDataParallel does nothing: processes need not see equally many batches, none may wait for another."""
+    wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
+    own = [vars(wrapper).get("forward") for wrapper in wrappers]
+    try:
+        for wrapper in wrappers:
+            vars(wrapper)["forward"] = partial(nn.Module.__call__, wrapper.module)
+        yield
+    finally:
+        for wrapper, forward in zip(wrappers, own):
+            del vars(wrapper)["forward"]
+            if forward is not None:
+                vars(wrapper)["forward"] = forward
 
 
 @contextlib.contextmanager
@@ -65,6 +84,10 @@ def gradients_for(model: nn.Module, names: Collection[str]) -> Iterator[None]:
 
 
 def _refuse_coupled_samples(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        # A part of a parameter, of DTensor or FSDP, is not the parameter.
+        if hasattr(p, "placements") or hasattr(p, "_is_flat_param"):
+            fail("model", f"parameters that are whole in every process, {name!r} among them", type(p).__name__)
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             expected = f"running statistics in {name!r}, without which the samples of a batch are coupled"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from transferops._validate import fail
+from transferops.fisher.attention import in_projections
 from transferops.fisher.capture import Layout
 from transferops.fisher.directions import Direction
 from transferops.fisher.layers import formulas, refuse_changed_gradients
@@ -19,24 +21,35 @@ class Routes:
     Attributes:
         captured: modules, and of each the parameters that go by its formula: own name to name in the model.
         layout: of each of these modules, call by call, where the samples are.
-        expanded: names of parameters [1, ...] that broadcast over samples and are given to each sample as a copy.
+        expanded: parameters that broadcast over samples and are given to each sample as a copy, of this shape.
         fallback: the others, and why.
+        attention: attention modules, and the layer that stands for the projection in each.
     """
 
     captured: dict[nn.Module, dict[str, str]] = field(default_factory=dict)
     layout: dict[nn.Module, tuple[Layout, ...]] = field(default_factory=dict)
-    expanded: list[str] = field(default_factory=list)
+    expanded: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fallback: dict[str, str] = field(default_factory=dict)
+    attention: dict[nn.MultiheadAttention, nn.Module] = field(default_factory=dict)
 
     def refuse(self, name: str, why: str) -> None:
         """Move a parameter to the fallback."""
-        self.expanded = [other for other in self.expanded if other != name]
+        self.expanded.pop(name, None)
         for module, own in list(self.captured.items()):
             self.captured[module] = {o: n for o, n in own.items() if n != name}
             if not self.captured[module]:
                 del self.captured[module]
                 self.layout.pop(module, None)
         self.fallback[name] = why
+
+    def linear_layers(self) -> dict[str, nn.Module]:
+        """Weights of which calls of one linear layer, as the model itself makes them, are all there is."""
+        hidden = {id(part) for module, layer in self.attention.items() for part in (layer, *module.children())}
+        return {
+            own["weight"]: module
+            for module, own in self.captured.items()
+            if isinstance(module, nn.Linear) and "weight" in own and id(module) not in hidden
+        }
 
     def table(self, parameters: Direction) -> list[tuple[str, str, str]]:
         """Of every parameter its name, its route, and why."""
@@ -63,18 +76,37 @@ def plan(model: nn.Module, parameters: Direction) -> Routes:
             if p is not None:
                 owners.setdefault(id(p), []).append((f"{path}.{own}" if path else own, module, own))
     names = {id(p): name for name, p in model.named_parameters() if name in parameters}
-    routes = Routes()
+    routes = Routes(attention=dict(in_projections(model)))
     for key, name in names.items():
         (_, module, own), *others = owners[key]
+        shapes = copy_shapes(parameters[name].shape) if _may_broadcast(module, parameters[name]) else []
         if others:
             routes.fallback[name] = f"tied to {others[0][0]}"
         elif own in formulas(module):
             routes.captured.setdefault(module, {})[own] = name
-        elif parameters[name].dim() > 1 and len(parameters[name]) == 1:
-            routes.expanded.append(name)
+        elif isinstance(module, nn.MultiheadAttention) and module in routes.attention and own.startswith("in_proj_"):
+            routes.captured.setdefault(routes.attention[module], {})[own.removeprefix("in_proj_")] = name
+        elif shapes:
+            routes.expanded[name] = shapes[0]
         else:
             routes.fallback[name] = f"no formula for {own!r} of {type(module).__name__}"
     return routes
+
+
+def copy_shapes(shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """The shapes in which each sample may get its own copy of a parameter that broadcasts.
+
+    A parameter [1, ...] has a place for the samples. One of fewer dimensions may scale tokens [N, T, D], vectors
+    [N, D] or maps [N, H, W, D].
+    """
+    if len(shape) > 1:
+        return [tuple(shape[1:])] if shape[0] == 1 else []
+    return [(1,) * inserted + tuple(shape) for inserted in ((1, 0, 2) if shape else (2, 1, 3))]
+
+
+def _may_broadcast(module: nn.Module, parameter: Tensor) -> bool:
+    # PyTorch's own layers take vectors in one shape only.
+    return parameter.dim() > 1 or not type(module).__module__.startswith("torch.nn.modules.")
 
 
 def kronecker_weights(model: nn.Module, parameters: Direction) -> Direction:

@@ -48,7 +48,7 @@ class Sweeper:
         def add(rows: slice, name: str, gradients: Gradients) -> None:
             collector.add(name, gradients, rows)
 
-        with Capture(self._model, routes.captured, routes.expanded, routes.layout) as capture:
+        with Capture(self._model, routes.captured, routes.expanded, routes.layout, routes.attention) as capture:
             outputs = capture.forward(batch)
             final = likelihood.count(outputs) - 1
             for m, cotangent in enumerate(likelihood.cotangents(batch, outputs)):

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from transferops._validate import fail
 from transferops.fisher.batches import Batch
 from transferops.fisher.capture import Capture, Layout, layer_path
-from transferops.fisher.directions import Direction, check_finite
+from transferops.fisher.directions import Direction, refuse_infinite
 from transferops.fisher.fallback import pull_back
 from transferops.fisher.layers import Gradients, one_call_only, row_dimensions
-from transferops.fisher.routes import Routes
+from transferops.fisher.routes import Routes, copy_shapes
 
 # How far, relative to its norm, a gradient may be from autograd's, and a row from the same row in another batch: more
 # than rounding makes, less than a wrong formula does.
@@ -28,6 +28,8 @@ _LOW_PRECISION = (0.2, 5e-2)
 _NEGLIGIBLE = 1e-3  # times the tolerance: what may be missing, relative to the gradient of all parameters
 
 Calls = Mapping[nn.Module, list[Tensor]]
+Unit = nn.Module | tuple[str, tuple[int, ...]]
+"""What gets copies: a layer of which the samples share the input, or a parameter in the shape of its copies."""
 
 
 def check(model: nn.Module, routes: Routes, parameters: Direction, batch: Batch) -> None:
@@ -38,7 +40,7 @@ def check(model: nn.Module, routes: Routes, parameters: Direction, batch: Batch)
     """
     sample = batch.rows(batch.samples - 1, batch.samples)
     single, outputs = _inputs(model, routes, sample)
-    check_finite([outputs], {})
+    refuse_infinite([outputs])
     cotangent = _cotangent(outputs)
     trial = _Trial(model, routes, pull_back(model, parameters, sample, cotangent), cotangent)
     if batch.samples > 1:
@@ -52,6 +54,9 @@ def check(model: nn.Module, routes: Routes, parameters: Direction, batch: Batch)
             fail("model", expected, f"others for the same sample in another batch{where}")
         trial.copies(pair, outputs)
     else:
+        for name, shape in list(routes.expanded.items()):
+            if shape != parameters[name].shape[1:]:
+                routes.refuse(name, "whether copies follow it is not to be seen from one sample")
         routes.layout = {m: tuple(Layout("samples", a.numel()) for a in single[m]) for m in routes.captured}
     for module, own in list(routes.captured.items()):
         for own_name, name in own.items():
@@ -77,7 +82,8 @@ class _Trial:
     def gradients(self, sample: Batch) -> None:
         """Refuse captured parameters of which the gradient of the sample alone is not autograd's."""
         captured = self._routes.captured
-        right = self._right(Capture(self._model, captured, ()), sample, None, self._cotangent)
+        capture = Capture(self._model, captured, {}, attention=self._routes.attention)
+        right = self._right(capture, sample, None, self._cotangent)
         for name in [name for own in captured.values() for name in own.values()]:
             # One that never comes by is right if it is zero.
             if not right.get(name, self._within(name, _square(self._truth[name]))):
@@ -87,28 +93,36 @@ class _Trial:
         """Refuse copies with which the second of two samples gets another gradient, or the first a part of it."""
         routes = self._routes
         shared = [m for m, layout in routes.layout.items() if any(call.order == "shared" for call in layout)]
-        units: list[str | nn.Module] = [*routes.expanded, *shared]
         weights = torch.cat([torch.zeros_like(self._cotangent), self._cotangent])
 
-        def names(unit: str | nn.Module) -> list[str]:
-            return [unit] if isinstance(unit, str) else list(routes.captured[unit].values())
+        def names(unit: Unit) -> list[str]:
+            return list(routes.captured[unit].values()) if isinstance(unit, nn.Module) else [unit[0]]
 
-        def hold(some: Sequence[str | nn.Module]) -> bool:
+        def hold(some: Sequence[Unit]) -> bool:
             modules = {unit: routes.captured[unit] for unit in some if isinstance(unit, nn.Module)}
-            expanded = [unit for unit in some if isinstance(unit, str)]
+            expanded = dict(unit for unit in some if not isinstance(unit, nn.Module))
             try:
-                capture = Capture(self._model, modules, expanded, routes.layout)
+                capture = Capture(self._model, modules, expanded, routes.layout, routes.attention)
                 right = self._right(capture, pair, outputs, weights)
             except (RuntimeError, ValueError, TypeError, AssertionError, IndexError):
                 return False  # shapes that the model does not take
             return all(right.get(name, False) for unit in some for name in names(unit))
 
-        if not hold(units):
-            good = [unit for unit in units if hold([unit])]
-            for unit in units:
-                if unit not in good or not hold(good):
-                    for name in names(unit):
-                        routes.refuse(name, "shared by the samples in a way that copies do not follow")
+        def alternatives(unit: Unit) -> list[Unit]:
+            if isinstance(unit, nn.Module):
+                return [unit]
+            return [(unit[0], shape) for shape in copy_shapes(self._truth[unit[0]].shape)]
+
+        units: list[Unit] = [*routes.expanded.items(), *shared]
+        if hold(units):
+            return
+        fits = [next((fit for fit in alternatives(unit) if hold([fit])), None) for unit in units]
+        good = [fit for fit in fits if fit is not None]
+        good = good if hold(good) else []
+        routes.expanded.update(unit for unit in good if not isinstance(unit, nn.Module))
+        kept = {name for unit in good for name in names(unit)}
+        for name in [name for unit in units for name in names(unit) if name not in kept]:
+            routes.refuse(name, "shared by the samples in a way that copies do not follow")
 
     def _right(self, capture: Capture, batch: Batch, expected: Tensor | None, cotangent: Tensor) -> dict[str, bool]:
         """Of every parameter that comes by, whether the last sample has its gradient and the others have none.
@@ -161,7 +175,7 @@ def _order(module: nn.Module, a: Tensor, b: Tensor) -> str | None:
 
 def _inputs(model: nn.Module, routes: Routes, batch: Batch) -> tuple[dict[nn.Module, list[Tensor]], Tensor]:
     """The inputs of every call of the captured layers, and the outputs."""
-    with Capture(model, routes.captured, ()) as capture:
+    with Capture(model, routes.captured, {}, attention=routes.attention) as capture:
         outputs = capture.forward(batch)
         return {module: capture.calls(module) for module in routes.captured}, outputs.detach()
 

@@ -1,0 +1,129 @@
+"""What every quantity of a Fisher information needs: the model, the estimator, and sweeps over batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transferops._validate import check_positive_int, describe, fail
+from transferops.fisher.batches import Batch
+from transferops.fisher.collect import Collector, Scores
+from transferops.fisher.directions import Direction, Directions, Selection, check_direction, check_directions, select
+from transferops.fisher.exact import push_forward
+from transferops.fisher.likelihood import ESTIMATORS, LOSSES, Likelihood
+from transferops.fisher.modes import gradients_for
+from transferops.fisher.routes import Routes
+from transferops.fisher.sweep import Sweeper
+
+_DIRECTIONS_AT_ONCE = 5  # forwards: a few share the forward pass; each needs the memory of a pass's activations
+
+
+class Estimation:
+    """The arguments of :class:`transferops.fisher.FisherInformation`, checked, and the passes over a batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        estimator: str,
+        loss: str,
+        chunk_size: int | None,
+        parameters: Selection,
+        draws: int,
+        seed: int,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            fail("model", "a torch.nn.Module", describe(model), TypeError)
+        for argument, value, accepted in (("estimator", estimator, ESTIMATORS), ("loss", loss, LOSSES)):
+            if value not in accepted:
+                fail(argument, " or ".join(repr(a) for a in accepted), describe(value))
+        if chunk_size is not None:
+            check_positive_int("chunk_size", chunk_size)
+        self.model = model
+        self.estimator = estimator
+        self.loss = loss
+        self.seed = check_positive_int("seed", seed, minimum=0)
+        self._draws = check_positive_int("draws", draws)
+        self._chunk_size = chunk_size
+        self._parameters = parameters
+        self._sweeper = Sweeper(model, chunk_size)
+
+    def likelihood(self) -> Likelihood:
+        """The likelihood, its random draws at their beginning."""
+        return Likelihood(self.estimator, self.loss, self._draws, self.seed)
+
+    def selected(self) -> Direction:
+        """The parameters that J is over."""
+        return select(self.model, self._parameters)
+
+    def movable(self) -> Direction:
+        """The parameters that a direction may name."""
+        if self._parameters is not None:
+            return self.selected()
+        movable = {name: p.detach() for name, p in self.model.named_parameters()}
+        if not movable:
+            fail("model", "a module with parameters", "one without")
+        return movable
+
+    def directions(self, given: Any) -> Directions:
+        """K directions, checked."""
+        return check_directions(given, self.model, self.movable(), self.selected)
+
+    def direction(self, given: Any) -> Directions:
+        """One direction over selected parameters, checked."""
+        selected = self.selected()
+        moves = check_direction("direction", given, self.model, selected, self.selected)
+        if not moves:
+            fail("direction", "at least one parameter to move", "an empty dictionary")
+        return Directions([moves], ["direction"], selected)
+
+    def batches(self, given: Iterable[Any]) -> Iterator[Batch]:
+        """Batches on the model's device."""
+        device = next(self.model.parameters()).device
+        for i, batch in enumerate(given):
+            yield Batch.parse(i, batch, device)
+
+    def routes(self, parameters: Direction, batch: Batch) -> Routes:
+        """The routes of some parameters for samples like those of a batch."""
+        with gradients_for(self.model, ()):
+            return self._sweeper.routes(parameters, batch)
+
+    def collect(self, parameters: Direction, batch: Batch, likelihood: Likelihood, collector: Collector) -> None:
+        """Hand the per-sample gradients of a batch to a collector, one sweep for each cotangent of the outputs."""
+        with gradients_for(self.model, ()):
+            for _ in self._sweeper.sweeps(parameters, batch, likelihood, collector):
+                pass
+
+    def gram(self, directions: Directions, batch: Batch, likelihood: Likelihood) -> Tensor:
+        """sum_n Theta^T J_n Theta, float64 [K, K] on the CPU."""
+        if self.estimator != "exact":
+            collector = Scores(directions)
+            self.collect(directions.parameters, batch, likelihood, collector)
+            return collector.gram
+        outputs, derivatives = self._push_forward(directions, batch)
+        return likelihood.gram(batch, outputs, derivatives).cpu()
+
+    def response(self, direction: Directions, batch: Batch, likelihood: Likelihood) -> Tensor:
+        """The cotangent of the outputs that, pulled back, is sum_n J_n v."""
+        if self.estimator == "exact":
+            outputs, derivatives = self._push_forward(direction, batch)
+            return likelihood.curvature(batch, outputs, derivatives[0])
+        collector, weighted = Scores(direction), []
+        with gradients_for(self.model, ()):
+            for cotangent in self._sweeper.sweeps(direction.parameters, batch, likelihood, collector):
+                scores = collector.scores.view(-1, *[1] * (cotangent.dim() - 1))
+                weighted.append(cotangent * scores.to(cotangent.dtype))
+        return torch.stack(weighted).sum(0)
+
+    def _push_forward(self, directions: Directions, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Outputs and their derivatives along all directions, a few at a time."""
+        products = {name: p for name, p in directions.parameters.items() if directions.low_rank(name)}
+        layers = self.routes(products, batch).linear_layers() if products else {}
+        size = self._chunk_size or _DIRECTIONS_AT_ONCE
+        parts = [
+            push_forward(self.model, directions.part(k, k + size), batch, layers)
+            for k in range(0, len(directions), size)
+        ]
+        return parts[0][0], torch.cat([derivatives for _, derivatives in parts])
