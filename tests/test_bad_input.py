@@ -237,6 +237,122 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "other: expected norm moments in both or in neither, got them in one only",
     ),
+    # gradients
+    "means no list": (
+        lambda: ops.gradient_expectation_(X, None, [X], 0),  # type: ignore[arg-type]
+        TypeError,
+        "means: expected a list of tensors, got a float32 tensor of shape [4, 3] on cpu",
+    ),
+    "means half": (
+        lambda: ops.gradient_expectation_([X.half()], None, [X], 0),
+        TypeError,
+        "means[0]: expected float32 or float64, got a float16 tensor of shape [4, 3] on cpu",
+    ),
+    "means asking for gradients": (
+        lambda: ops.gradient_expectation_([X.clone().requires_grad_()], None, [X], 0),
+        ValueError,
+        "means[0]: expected a tensor that asks for no gradient, got requires_grad=True",
+    ),
+    "gradients too few": (
+        lambda: ops.gradient_expectation_([X, X], None, [X], 0),
+        ValueError,
+        "gradients: expected 2 tensors, as means, got 1",
+    ),
+    "gradients no tensors": (
+        lambda: ops.gradient_expectation_([X], None, [[1.0]], 0),  # type: ignore[list-item]
+        TypeError,
+        "gradients[0]: expected a torch.Tensor, got list",
+    ),
+    "gradients integer": (
+        lambda: ops.gradient_expectation_([X], None, [X.int()], 0),
+        TypeError,
+        f"gradients[0]: {FLOATING}, got a int32 tensor of shape [4, 3] on cpu",
+    ),
+    "gradients of another shape": (
+        lambda: ops.gradient_expectation_([X], None, [X[:2]], 0),
+        ValueError,
+        "gradients[0]: expected shape [4, 3] on cpu, got a float32 tensor of shape [2, 3] on cpu",
+    ),
+    "gradients not stacked": (
+        lambda: ops.gradient_expectation_([X], None, [X], 0, stacked=True),
+        ValueError,
+        "gradients[0]: expected shape [4, 4, 3] on cpu, got a float32 tensor of shape [4, 3] on cpu",
+    ),
+    "gradients on another device": (
+        lambda: ops.gradient_expectation_([X], None, [META], 0),
+        ValueError,
+        "gradients[0]: expected shape [4, 3] on cpu, got a float32 tensor of shape [4, 3] on meta",
+    ),
+    "squares of another dtype": (
+        lambda: ops.gradient_expectation_([X], [X.double()], [X], 0),
+        TypeError,
+        "squares[0]: expected the dtype of the mean, float32, got a float64 tensor of shape [4, 3] on cpu",
+    ),
+    "count negative": (
+        lambda: ops.gradient_expectation_([X], None, [X], -1),
+        ValueError,
+        "count: expected an integer of at least 0, got -1",
+    ),
+    "op: gradients of another shape": (
+        lambda: torch.ops.transferops.gradient_expectation_([X], [], [X[:2]], False, 0),
+        RuntimeError,
+        "gradients: expected shape [4, 3] at index 0, got [2, 3]",
+    ),
+    "gram of nothing": (
+        lambda: ops.gradient_gram([]),
+        TypeError,
+        "gradients: expected a sequence of at least one list of tensors, got list",
+    ),
+    "gram of empty lists": (
+        lambda: ops.gradient_gram([[], []]),
+        ValueError,
+        "gradients[0]: expected at least one tensor, got none",
+    ),
+    "gram of unequal lists": (
+        lambda: ops.gradient_gram([[X], [X, X]]),
+        ValueError,
+        "gradients[1]: expected 1 tensors, as gradients[0], got 2",
+    ),
+    "gram of unequal shapes": (
+        lambda: ops.gradient_gram([[X, X], [X, X.T]]),
+        ValueError,
+        "gradients[1][1]: expected shape [4, 3] on cpu, got a float32 tensor of shape [3, 4] on cpu",
+    ),
+    "op: lists that do not divide": (
+        lambda: torch.ops.transferops.gradient_gram([X, X, X], 2),
+        RuntimeError,
+        "gradients: expected tensors of 2 lists of equal length, got 3",
+    ),
+    "directions 1-d": (
+        lambda: ops.weighted_gram(X[0], X[0]),
+        ValueError,
+        "directions: expected shape [K, P], got a float32 tensor of shape [3] on cpu",
+    ),
+    "weights of another length": (
+        lambda: ops.weighted_gram(X, Y.float()),
+        ValueError,
+        "weights: expected shape [3] on cpu, got a float32 tensor of shape [4] on cpu",
+    ),
+    "base integer": (
+        lambda: ops.weighted_gram(X, X[0], X[0].int()),
+        TypeError,
+        f"base: {FLOATING}, got a int32 tensor of shape [3] on cpu",
+    ),
+    "op: base of another dtype": (
+        lambda: torch.ops.transferops.weighted_gram(X, X[0], X[0].double()),
+        RuntimeError,
+        "base: expected the dtype of directions, got another",
+    ),
+    "gradients 1-d": (
+        lambda: ops.gradient_fisher_gram(X[0], X),
+        ValueError,
+        "gradients: expected shape [N, P], got a float32 tensor of shape [3] on cpu",
+    ),
+    "directions of another length": (
+        lambda: ops.gradient_fisher_gram(X, X[:, :2]),
+        ValueError,
+        "directions: expected shape [K, 3] on cpu, as the gradients, got a float32 tensor of shape [4, 2] on cpu",
+    ),
 }
 
 

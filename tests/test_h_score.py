@@ -299,7 +299,7 @@ def test_details_say_what_the_value_rests_on() -> None:
     features, labels = problem()
     details = HScore().update(features, labels).details()
     assert (details.samples, details.dimension, details.classes, details.rank) == (800, 20, CLASSES, 20)
-    assert (details.method, details.shrinkage, details.caveat) == ("cholesky", None, "")
+    assert (details.method, details.shrinkage, details.warnings) == ("cholesky", None, ())
     assert HScore.higher_is_better
 
 

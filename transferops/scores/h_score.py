@@ -19,36 +19,26 @@ import torch
 from torch import Tensor
 
 from transferops import ops
-from transferops._validate import describe, fail
-from transferops.scores._warnings import warn
-from transferops.scores.moments import FeatureMoments, MomentsAccumulator, check_batch, check_finite
+from transferops._validate import fail
+from transferops.scores.base import ScoreDetails
+from transferops.scores.features import FeatureScore, FeatureSet
+from transferops.scores.moments import FeatureMoments, check_batch, check_finite
 
 
 @dataclass(frozen=True)
-class HScoreDetails:
-    """An H-score and what it rests on.
+class HScoreDetails(ScoreDetails):
+    """An H-score and what it rests on: :class:`ScoreDetails`, and two facts more.
+
+    ``rank`` is D, or fewer if some features are constant or linearly dependent; ``shrinkage`` the Ledoit-Wolf alpha,
+    None for the plain score.
 
     Attributes:
-        value: the score, in [0, classes - 1].
-        samples: N.
-        dimension: D, features as given.
-        classes: C, classes with at least one sample.
-        rank: directions of the features that entered (D, or fewer if some are constant or linearly dependent).
-        shrinkage: Ledoit-Wolf alpha in [0, 1]; None for the plain score.
         chance_level: expected plain score of random labels, (C - 1) rank / (N - 1) [derived]; None when regularised.
-        method: "cholesky", "eigen" (ill-conditioned features) or "samples" (N <= D).
-        caveat: the text of the warning that was issued, or "".
+        method: "cholesky", "eigen" (ill-conditioned features), "samples" (N <= D), or "trivial" (the score is 0).
     """
 
-    value: float
-    samples: int
-    dimension: int
-    classes: int
-    rank: int
-    shrinkage: float | None
-    chance_level: float | None
-    method: str
-    caveat: str
+    chance_level: float | None = None
+    method: str = ""
 
 
 def h_score(
@@ -82,22 +72,20 @@ def h_score(
             lie below the rounding of the features; a result that rounding may have changed by more than 1e-4.
     """
     score = HScore(regularized, chance_corrected=chance_corrected)
-    features, labels = check_batch(features, labels)
-    if len(features) <= features.shape[1] or standardize:
+    if standardize:
+        features, labels = check_batch(features, labels)
         check_finite(features)
-    if standardize and len(features):
-        deviation, _ = torch.std_mean(features.double(), 0, correction=0)
-        features = features.double() / torch.where(deviation > 0, deviation, 1)
-    if 0 < len(features) <= features.shape[1]:
-        return _report(score._from_samples(features, labels))
-    score.update(features, labels)
-    return _report(score._evaluate())
+        if len(features):
+            deviation, _ = torch.std_mean(features.double(), 0, correction=0)
+            features = features.double() / torch.where(deviation > 0, deviation, 1)
+    return score._once(features, labels)
 
 
-class HScore:
+class HScore(FeatureScore):
     """Streaming H-score: feed batches in any order, merge partial results, compute at any time.
 
     The result equals :func:`h_score` of all samples at once within 1e-10 (accumulation is in float64).
+    ``details()`` returns :class:`HScoreDetails`.
 
     Args:
         regularized, chance_corrected: as for :func:`h_score`.
@@ -109,56 +97,30 @@ class HScore:
         >>> score.compute()
     """
 
-    higher_is_better = True
+    name = "h_score"
 
     def __init__(self, regularized: bool = False, *, chance_corrected: bool = False) -> None:
         if regularized and chance_corrected:
             fail("chance_corrected", "False when regularized", "both True")
         self.regularized = bool(regularized)
         self.chance_corrected = bool(chance_corrected)
-        self._accumulator = MomentsAccumulator(norms=self.regularized)
+        super().__init__()
 
     @property
-    def samples(self) -> int:
-        """Samples seen so far."""
-        return self._accumulator.samples
+    def needs_norms(self) -> bool:
+        return self.regularized
 
-    def update(self, features: Tensor | Any, labels: Tensor | Any) -> HScore:
-        """Add a batch (arguments and errors as for :func:`h_score`; an empty batch changes nothing)."""
-        self._accumulator.update(features, labels)
-        return self
+    def _options(self) -> dict[str, Any]:
+        return {"regularized": self.regularized}
 
-    def merge(self, other: HScore) -> HScore:
-        """Add all that ``other`` has seen, which is left as it is."""
-        if not isinstance(other, HScore) or other.regularized != self.regularized:
-            got = f"regularized={other.regularized}" if isinstance(other, HScore) else describe(other)
-            fail("other", f"an HScore with regularized={self.regularized}", got)
-        self._accumulator.merge(other._accumulator)
-        return self
-
-    def compute(self) -> float:
-        """The score of all samples seen so far."""
-        return _report(self._evaluate())
-
-    def details(self) -> HScoreDetails:
-        """The score with rank, shrinkage, chance level and caveats. Issues no warning."""
-        return self._evaluate()
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        self._accumulator = MomentsAccumulator(norms=self.regularized)
-
-    def _evaluate(self) -> HScoreDetails:
-        if self._accumulator.samples == 0:
-            fail("features", "at least one sample before the score is computed", "none")
-        rows = self._accumulator.as_samples()
-        return self._from_samples(*rows) if rows is not None else self._from_moments(self._accumulator.as_moments())
+    def _evaluate(self, data: FeatureSet) -> HScoreDetails:
+        if data.classes == 1:
+            return self._single_class(data.samples, data.dimension)
+        return self._from_samples(data) if data.few else self._from_moments(data.moments)
 
     def _from_moments(self, moments: FeatureMoments) -> HScoreDetails:
         samples, dimension, classes = moments.samples, moments.mean.numel(), len(moments.classes)
         means = moments.sums / moments.counts.double().sqrt().unsqueeze(1)  # R^T: sqrt(n_c) (mean_c - mean)
-        if classes == 1:
-            return self._single_class(samples, dimension)
         if self.regularized:
             assert moments.norms is not None
             trace, square = moments.gram.trace() / samples, moments.gram.square().sum() / samples**2
@@ -174,18 +136,14 @@ class HScore:
             return self._constant_features(samples, dimension, classes)
         return self._plain(solution, samples, dimension, classes)
 
-    def _from_samples(self, features: Tensor, labels: Tensor) -> HScoreDetails:
+    def _from_samples(self, data: FeatureSet) -> HScoreDetails:
         """N <= D: everything from the N x N Gram K of the centred samples [derived]."""
-        samples, dimension = features.shape
-        names, index, counts = torch.unique(labels, return_inverse=True, return_counts=True)
-        classes = len(names)
-        if classes == 1:
-            return self._single_class(samples, dimension)
+        features, samples, dimension, classes = data.features, data.samples, data.dimension, data.classes
         # Z: indicators of the classes, centred, over sqrt(n_c); Z Z^T is the projection on the class structure.
-        indicator = torch.nn.functional.one_hot(index, classes).double()
-        indicator = (indicator - counts / samples) / counts.double().sqrt()
+        indicator = torch.nn.functional.one_hot(data.index, classes).double()
+        indicator = (indicator - data.counts / samples) / data.counts.double().sqrt()
         if self.regularized:
-            gram = ops.sample_gram(features).gram
+            gram = data.sample_gram.gram
             square = gram.square().sum() / samples**2
             alpha, sigma = _ledoit_wolf(
                 gram.trace() / samples, square, gram.diagonal().square().sum(), samples, dimension
@@ -234,7 +192,16 @@ class HScore:
                 )
             value = (classes - 1) * (1 - (1 - value / (classes - 1)) * (samples - 1) / freedom)
         chance = (classes - 1) * solution.rank / (samples - 1)
-        return HScoreDetails(value, samples, dimension, classes, solution.rank, None, chance, solution.method, caveat)
+        return HScoreDetails(
+            value,
+            samples,
+            classes,
+            dimension,
+            rank=solution.rank,
+            warnings=(caveat,) if caveat else (),
+            chance_level=chance,
+            method=solution.method,
+        )
 
     def _regularized(
         self, solution: _Solution, alpha: float, samples: int, dimension: int, classes: int
@@ -244,7 +211,14 @@ class HScore:
         bound = min(solution.rank, classes - 1) * samples / (samples - 1)
         value = _clip(value, bound)
         return HScoreDetails(
-            value, samples, dimension, classes, solution.rank, alpha, None, solution.method, solution.caveat
+            value,
+            samples,
+            classes,
+            dimension,
+            rank=solution.rank,
+            shrinkage=alpha,
+            warnings=(solution.caveat,) if solution.caveat else (),
+            method=solution.method,
         )
 
     def _single_class(self, samples: int, dimension: int) -> HScoreDetails:
@@ -257,7 +231,17 @@ class HScore:
 
     def _trivial(self, samples: int, dimension: int, classes: int, caveat: str) -> HScoreDetails:
         shrinkage, chance = (0.0, None) if self.regularized else (None, 0.0)
-        return HScoreDetails(0.0, samples, dimension, classes, 0, shrinkage, chance, "trivial", caveat)
+        return HScoreDetails(
+            0.0,
+            samples,
+            classes,
+            dimension,
+            rank=0,
+            shrinkage=shrinkage,
+            warnings=(caveat,),
+            chance_level=chance,
+            method="trivial",
+        )
 
 
 @dataclass(frozen=True)
@@ -266,12 +250,6 @@ class _Solution:
     rank: int
     method: str
     caveat: str
-
-
-def _report(details: HScoreDetails) -> float:
-    if details.caveat:
-        warn(details.caveat)
-    return details.value
 
 
 def _clip(value: float, bound: float) -> float:

@@ -11,56 +11,107 @@ import torch
 from torch import Tensor
 
 from transferops._validate import check_positive_int, describe, fail
-from transferops.scores.moments import check_batch, check_finite
-from transferops.scores.rows import RowScore
+from transferops.scores.base import ScoreDetails
+from transferops.scores.features import FeatureScore, FeatureSet
 
-_BLOCK = 1024  # queries at a time: memory is _BLOCK * N distances, not N^2
+_BLOCK = 1024  # samples on a side of a block of closeness; memory is a few blocks, not N^2
+_GROUP = 32  # columns whose largest entry stands for them in the search of the k nearest
 _METRICS = ("cosine", "euclidean")
 
 
-class Knn(RowScore):
+class Knn(FeatureScore):
     """Streaming :func:`knn`. Keeps the features.
 
     Args:
         neighbors, metric: as for :func:`knn`.
     """
 
+    name = "knn"
+    keeps_rows = True
+
     def __init__(self, neighbors: int = 1, *, metric: str = "cosine") -> None:
-        super().__init__()
         self.neighbors = check_positive_int("neighbors", neighbors)
         if metric not in _METRICS:
             fail("metric", " or ".join(map(repr, _METRICS)), describe(metric))
         self.metric = metric
+        super().__init__()
 
-    def _check(self, values: Any, labels: Any) -> tuple[Tensor, Tensor]:
-        features, labels = check_batch(values, labels)
-        check_finite(features)
-        return features, labels
-
-    def _score(self, values: Tensor, labels: Tensor) -> float:
-        samples = len(values)
+    def _evaluate(self, data: FeatureSet) -> ScoreDetails:
+        samples = data.samples
         if samples <= self.neighbors:
             fail("features", f"more than {self.neighbors} samples for {self.neighbors} neighbors", f"{samples}")
-        points = values.double() if values.dtype == torch.float64 else values.float()
-        points = points - points.mean(0) if self.metric == "euclidean" else torch.nn.functional.normalize(points)
-        squares = points.square().sum(1)
-        classes, index = torch.unique(labels, return_inverse=True)
-        correct = 0
-        for start in range(0, samples, _BLOCK):
-            queries = points[start : start + _BLOCK]
-            closeness = queries @ points.mT
-            if self.metric == "euclidean":
-                closeness = 2 * closeness - squares  # minus the squared distance, but for the query's own square
-            rows = torch.arange(len(queries), device=points.device)
-            closeness[rows, rows + start] = -torch.inf  # leave the query itself out
-            nearest = index[closeness.topk(self.neighbors, dim=1).indices]
-            votes = torch.zeros(len(queries), len(classes), device=points.device)
-            votes.scatter_add_(1, nearest, torch.ones_like(nearest, dtype=votes.dtype))
-            # A tie goes to the class of the nearest among the tied neighbours.
-            tied = votes.gather(1, nearest) == votes.max(1, keepdim=True).values
-            winner = nearest.gather(1, tied.int().argmax(1, keepdim=True)).squeeze(1)
-            correct += int((winner == index[start : start + _BLOCK]).sum())
-        return correct / samples
+        points = data.features if data.features.dtype == torch.float64 else data.features.float()
+        euclidean = self.metric == "euclidean"
+        points = points - points.mean(0) if euclidean else torch.nn.functional.normalize(points)
+        nearest = data.index[_nearest(points, self.neighbors, euclidean=euclidean)]
+        winner = nearest[:, 0] if self.neighbors == 1 else _vote(nearest, data.classes)
+        accuracy = int((winner == data.index).sum()) / samples
+        return ScoreDetails(accuracy, samples, data.classes, data.dimension)
+
+
+def _nearest(points: Tensor, neighbors: int, *, euclidean: bool) -> Tensor:
+    """[N, k], each sample's nearest others, nearest first.
+
+    Closeness is symmetric, so each block of it is computed once and searched along its rows and its columns.
+    """
+    samples = len(points)
+    squares = points.square().sum(1) / 2 if euclidean else None
+    best = [_Best() for _ in range(0, samples, _BLOCK)]
+    for i, start in enumerate(range(0, samples, _BLOCK)):
+        rows = slice(start, start + _BLOCK)
+        for j in range(i + 1):
+            columns = slice(j * _BLOCK, (j + 1) * _BLOCK)
+            closeness = points[rows] @ points[columns].mT
+            if squares is not None:  # minus half the squared distance
+                closeness -= squares[columns]
+                closeness -= squares[rows].unsqueeze(1)
+            if i == j:
+                closeness.fill_diagonal_(-torch.inf)  # leave the sample itself out
+            else:
+                best[j].add(*_largest(closeness.mT.contiguous(), neighbors), start, neighbors)
+            best[i].add(*_largest(closeness, neighbors), j * _BLOCK, neighbors)
+    return torch.cat([block.positions for block in best])
+
+
+class _Best:
+    """The k closest samples so far of each row of a block: closeness and positions, closest first."""
+
+    values: Tensor
+    positions: Tensor
+
+    def add(self, values: Tensor, positions: Tensor, offset: int, neighbors: int) -> None:
+        positions = positions + offset
+        if hasattr(self, "values"):
+            values = torch.cat([self.values, values], 1)
+            positions = torch.cat([self.positions, positions], 1)
+        self.values, chosen = values.topk(min(neighbors, values.shape[1]), dim=1)
+        self.positions = positions.gather(1, chosen)
+
+
+def _largest(closeness: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+    """The k largest entries of each row, or all if there are no more, and their columns."""
+    width = closeness.shape[1]
+    if neighbors == 1:
+        values, columns = closeness.max(1, keepdim=True)
+        return values, columns
+    if width % _GROUP or neighbors * _GROUP >= width:
+        values, columns = closeness.topk(min(neighbors, width), dim=1)
+        return values, columns
+    # The k largest lie in the k groups of columns whose largest entries are largest.
+    groups = closeness.reshape(-1, width // _GROUP, _GROUP)
+    leading = groups.amax(2).topk(neighbors, dim=1).indices
+    candidates = groups.gather(1, leading.unsqueeze(2).expand(-1, -1, _GROUP)).flatten(1)
+    values, chosen = candidates.topk(neighbors, dim=1)
+    columns = leading.gather(1, chosen // _GROUP) * _GROUP + chosen % _GROUP
+    return values, columns
+
+
+def _vote(nearest: Tensor, classes: int) -> Tensor:
+    """The class most of the neighbours [N, k] name; a tie goes to that of the nearest among the tied."""
+    votes = torch.zeros(len(nearest), classes, device=nearest.device)
+    votes.scatter_add_(1, nearest, torch.ones_like(nearest, dtype=votes.dtype))
+    tied = votes.gather(1, nearest) == votes.max(1, keepdim=True).values
+    return nearest.gather(1, tied.int().argmax(1, keepdim=True)).squeeze(1)
 
 
 def knn(features: Tensor | Any, labels: Tensor | Any, *, neighbors: int = 1, metric: str = "cosine") -> float:
@@ -79,4 +130,4 @@ def knn(features: Tensor | Any, labels: Tensor | Any, *, neighbors: int = 1, met
         TypeError: an argument is no array or has the wrong kind of dtype.
         ValueError: shapes or devices disagree, too few samples, a feature is NaN or infinite, an option is unknown.
     """
-    return Knn(neighbors, metric=metric).update(features, labels).compute()
+    return Knn(neighbors, metric=metric)._once(features, labels)

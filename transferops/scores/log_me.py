@@ -28,13 +28,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transferops import ops
-from transferops._validate import as_tensor, describe, fail
-from transferops.scores._warnings import warn
-from transferops.scores.moments import FeatureMoments, MomentsAccumulator, check_batch, check_finite
+from transferops._validate import as_tensor
+from transferops.scores.base import Collection, ScoreDetails
+from transferops.scores.features import FeatureScore, FeatureSet, check_targets
+from transferops.scores.rows import Rows
+from transferops.scores.spectrum import Spectrum, spectrum_of_features, spectrum_of_moments, spectrum_of_samples
 
 _GRID = 128  # values of lambda, from far below the smallest eigenvalue to far above the largest
-_NEWTON_STEPS = 12
+_NEWTON_STEPS = 12  # at most; bisection steps included
+_EXACT = 1e-12  # share of |y|^2 below which what a fit leaves is rounding
+_NEWTON_TOLERANCE = 1e-7  # in ln lambda: the value, flat at its maximum, is then right to rounding
 
 
 def log_me(features: Tensor | Any, labels: Tensor | Any) -> float:
@@ -53,19 +56,18 @@ def log_me(features: Tensor | Any, labels: Tensor | Any) -> float:
         ValueError: shapes or devices disagree, no samples, a value is NaN or infinite.
 
     Warns:
-        ScoreWarning: a single class, or constant features.
+        ScoreWarning: a single class; features that are all zero; outputs that the features fit exactly, for which the
+            evidence has no maximum.
     """
     targets = as_tensor("labels", labels)
-    if targets.is_floating_point():
-        return _regression(*_check_regression(features, targets))
-    features, targets = check_batch(features, targets)
-    if len(features) > features.shape[1]:
-        return _from_moments(FeatureMoments.of(features, targets))
-    return _from_samples(features, targets)
+    return LogMe(regression=targets.is_floating_point())._once(features, targets)
 
 
-class LogMe:
-    """Streaming :func:`log_me` for class labels, over batches in any order.
+class LogMe(FeatureScore):
+    """Streaming :func:`log_me`, over batches in any order.
+
+    Args:
+        regression: the labels are floating-point targets [N] or [N, M]; the rows are then kept.
 
     Example:
         >>> score = LogMe()
@@ -74,112 +76,68 @@ class LogMe:
         >>> score.compute()
     """
 
-    higher_is_better = True
+    name = "log_me"
 
-    def __init__(self) -> None:
-        self._accumulator = MomentsAccumulator()
+    def __init__(self, *, regression: bool = False) -> None:
+        self.regression = bool(regression)
+        super().__init__()
 
     @property
-    def samples(self) -> int:
-        """Samples seen so far."""
-        return self._accumulator.samples
+    def keeps_targets(self) -> bool:
+        return self.regression
 
-    def update(self, features: Tensor | Any, labels: Tensor | Any) -> LogMe:
-        """Add a batch: features [N, D], labels [N] integers (an empty batch changes nothing)."""
-        self._accumulator.update(features, labels)
-        return self
+    def _collection(self) -> Collection:
+        return Rows(check_targets) if self.regression else super()._collection()
 
-    def merge(self, other: LogMe) -> LogMe:
-        """Add all that ``other`` has seen, which is left as it is."""
-        if not isinstance(other, LogMe):
-            fail("other", "a LogMe", describe(other), TypeError)
-        self._accumulator.merge(other._accumulator)
-        return self
+    def _view(self, data: Any) -> Any:
+        return data.all() if self.regression else super()._view(data)
 
-    def compute(self) -> float:
-        """The score of all samples seen so far."""
-        if self.samples == 0:
-            fail("features", "at least one sample before the score is computed", "none")
-        rows = self._accumulator.as_samples()
-        return _from_samples(*rows) if rows is not None else _from_moments(self._accumulator.as_moments())
-
-    def reset(self) -> None:
-        """Forget all samples."""
-        self._accumulator = MomentsAccumulator()
+    def _evaluate(self, data: Any) -> ScoreDetails:
+        if self.regression:
+            features, targets = data
+            spectrum = spectrum_of_features(features, targets)
+            return _details(spectrum, features.shape, targets.square().sum(0), 0)
+        counts = data.counts.double()
+        return _details(_spectrum(data), (data.samples, data.dimension), counts, data.classes)
 
 
-def _from_moments(moments: FeatureMoments) -> float:
-    """N > D: everything from F^T F and F^T Y, which the centred moments and the means give."""
-    samples = moments.samples
-    counts = moments.counts.double()
-    gram = moments.gram + samples * torch.outer(moments.mean, moments.mean)
-    cross = moments.sums + counts.unsqueeze(1) * moments.mean  # [C, D]: sums of features by class
-    values, vectors = torch.linalg.eigh(gram)
-    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
-    values = values[kept]
-    coefficients = (cross @ vectors[:, kept]).square() / values
-    return _mean_evidence(values, coefficients, counts, samples, len(moments.classes))
+def _spectrum(data: FeatureSet) -> Spectrum:
+    if data.few:
+        indicator = torch.nn.functional.one_hot(data.index, data.classes).double()
+        return spectrum_of_samples(data.features, data.sample_gram, indicator)
+    return spectrum_of_moments(data.moments)
 
 
-def _from_samples(features: Tensor, labels: Tensor) -> float:
-    """N <= D: everything from F F^T."""
-    classes, index = torch.unique(labels, return_inverse=True)
-    indicator = torch.nn.functional.one_hot(index, len(classes)).double()
-    return _spectral(features, indicator, len(classes))
-
-
-def _spectral(features: Tensor, targets: Tensor, classes: int | None) -> float:
-    """From the eigenvectors of F F^T and targets [N, M]."""
-    check_finite(features)
-    if len(features) == 0:
-        fail("features", "at least one sample before the score is computed", "none")
-    centred, mean = ops.sample_gram(features)
-    along = features.double() @ mean - mean.dot(mean)  # y_n . mean, for y = f - mean
-    gram = centred + along + along.unsqueeze(1) + mean.dot(mean)
-    values, vectors = torch.linalg.eigh(gram)
-    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
-    coefficients = (vectors[:, kept].mT @ targets).square().mT
-    return _mean_evidence(values[kept], coefficients, targets.square().sum(0), len(features), classes)
-
-
-def _regression(features: Tensor, targets: Tensor) -> float:
-    if len(features) <= features.shape[1]:
-        return _spectral(features, targets, None)
-    check_finite(features)
-    wide = features.double()
-    values, vectors = torch.linalg.eigh(wide.mT @ wide)
-    kept = values > len(values) * torch.finfo(torch.float64).eps * values[-1]
-    coefficients = (targets.mT @ wide @ vectors[:, kept]).square() / values[kept]
-    return _mean_evidence(values[kept], coefficients, targets.square().sum(0), len(features), None)
-
-
-def _check_regression(features: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-    features, _ = check_batch(features, torch.zeros(len(targets), dtype=torch.long, device=targets.device))
-    if targets.dim() not in (1, 2) or targets.numel() == 0:
-        fail("labels", "shape [N] or [N, M]", describe(targets))
-    targets = targets.detach().double().reshape(len(targets), -1)
-    if not bool(torch.isfinite(targets).all()):
-        position = (~torch.isfinite(targets)).nonzero()[0].tolist()
-        fail("labels", "finite values", f"{targets[tuple(position)].item()} at position {position}")
-    return features, targets
-
-
-def _mean_evidence(values: Tensor, coefficients: Tensor, squares: Tensor, samples: int, classes: int | None) -> float:
-    """LogME from s_k [r], x_k^2 [M, r] and |y|^2 [M]."""
+def _details(spectrum: Spectrum, shape: tuple[int, ...], squares: Tensor, classes: int) -> ScoreDetails:
+    """LogME from the spectrum and |y|^2 [M]."""
+    values, coefficients = spectrum
+    samples, dimension = shape
+    warnings = []
     if classes == 1:
-        warn("log_me: all samples are of one class, so there is nothing to tell apart")
+        warnings.append("log_me: all samples are of one class, so there is nothing to tell apart")
     if len(values) == 0:
-        warn("log_me: every feature is zero, so the evidence is that of no features")
+        warnings.append("log_me: every feature is zero, so the evidence is that of no features")
+    # What the features cannot reach of each output: nothing if they span the sample space.
+    missed = (squares - coefficients.sum(1)).clamp(min=0) / squares.clamp(min=1e-300) * (len(values) < samples)
+    exact = int((missed < _EXACT).sum())
+    if classes != 1 and 0 < len(values) < samples and exact:
+        warnings.append(
+            f"log_me: the features fit {exact} of {len(squares)} outputs exactly up to rounding; the evidence of these "
+            "grows without bound and is held at the level of rounding"
+        )
+    value = _mean_evidence(values, coefficients, squares, missed, samples)
+    return ScoreDetails(value, samples, classes, dimension, rank=len(values), warnings=tuple(warnings))
+
+
+def _mean_evidence(values: Tensor, coefficients: Tensor, squares: Tensor, missed: Tensor, samples: int) -> float:
     squares = squares.clamp(min=1e-300)
     # Scale y to |y|^2 = N and s to a largest of 1: then all that follows is dimensionless.
     coefficients = coefficients * (samples / squares).unsqueeze(1)
-    # What the features cannot reach: nothing if they span the sample space.
-    outside = (samples - coefficients.sum(1)).clamp(min=0) * (len(values) < samples)
     constant = 0.5 * torch.log(samples / squares) - 0.5 - 0.5 * math.log(2 * math.pi)
     if len(values) == 0:
         return float(constant.mean())
     values = values / values[-1]
-    evidence = _maximum_over_lambda(values, coefficients, outside, samples)
+    evidence = _maximum_over_lambda(values, coefficients, missed * samples, samples)
     return float((constant + evidence).mean())
 
 
@@ -217,6 +175,10 @@ def _maximum_over_lambda(values: Tensor, coefficients: Tensor, outside: Tensor, 
         lower, upper = torch.where(first > 0, point, lower), torch.where(first > 0, upper, point)
         newton = point - first / torch.where(second < 0, second, -torch.inf)
         inside = (newton > lower) & (newton < upper) & (second < 0)
-        point = torch.where(inside, newton, (lower + upper) / 2)
+        moved = torch.where(inside, newton, (lower + upper) / 2)
+        done = float((moved - point).abs().max()) < _NEWTON_TOLERANCE
+        point = moved
+        if done:
+            return result
     objective, _, _ = terms(point.unsqueeze(1))
     return torch.maximum(result, objective)

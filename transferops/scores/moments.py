@@ -14,6 +14,7 @@ from torch import Tensor
 
 from transferops import ops
 from transferops._validate import as_tensor, describe, fail
+from transferops.scores import _distributed
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,44 @@ class FeatureMoments:
             classes, counts, sums, a.gram + b.gram, mean, norms, max(a.unit_roundoff, b.unit_roundoff)
         )
 
+    @staticmethod
+    def none(dimension: int, device: torch.device, *, norms: bool = False) -> FeatureMoments:
+        """The moments of no samples."""
+        return FeatureMoments.of(
+            torch.zeros(0, dimension, device=device), torch.zeros(0, dtype=torch.long, device=device), norms=norms
+        )
+
+    def all_reduce(self, group: Any = None) -> FeatureMoments:
+        """The moments of the samples of all processes of a torch.distributed group, the same in each."""
+        facts = (self.samples, self.mean.cpu(), self.classes.tolist(), self.unit_roundoff)
+        everyone = [facts for facts in _distributed.gather(facts, group) if facts[0]]
+        total = sum(samples for samples, _, _, _ in everyone)
+        mean = torch.zeros_like(everyone[0][1])
+        for samples, theirs, _, _ in everyone:
+            mean += theirs * (samples / total)
+        moved = self.about(mean.to(self.mean.device))
+        classes = torch.tensor(sorted({label for _, _, labels, _ in everyone for label in labels}))
+        classes = classes.to(self.classes.device)
+        counts, sums = self.counts.new_zeros(len(classes)), self.sums.new_zeros(len(classes), len(mean))
+        index = torch.searchsorted(classes, moved.classes)
+        counts.index_add_(0, index, moved.counts)
+        sums.index_add_(0, index, moved.sums)
+        gram = moved.gram.clone()
+        norms = [value.clone() for value in moved.norms] if moved.norms is not None else []
+        _distributed.sum_over([counts, sums, gram, *norms], group)
+        return FeatureMoments(
+            classes=classes,
+            counts=counts,
+            sums=sums,
+            gram=gram,
+            mean=moved.mean,
+            norms=ops.NormMoments(*norms) if norms else None,
+            unit_roundoff=max(roundoff for _, _, _, roundoff in everyone),
+        )
+
+
+_MOMENTS = ("classes", "counts", "sums", "gram", "mean")
+
 
 class MomentsAccumulator:
     """Collects batches of labelled features into :class:`FeatureMoments`.
@@ -143,12 +182,13 @@ class MomentsAccumulator:
             return self._folded.mean.numel()
         return self._waiting[0][0].shape[1] if self._waiting else None
 
-    def update(self, features: Tensor | Any, labels: Tensor | Any) -> None:
+    def update(self, features: Tensor | Any, labels: Tensor | Any, *, copy: bool = True) -> None:
         """Add a batch. Nothing is changed if the batch is refused.
 
         Args:
             features: [N, D] float32, float64, float16 or bfloat16.
             labels: [N] integers of any values.
+            copy: False if the tensors will not change while the accumulator is in use.
 
         Raises:
             TypeError: an argument is no array or has the wrong kind of dtype.
@@ -163,7 +203,7 @@ class MomentsAccumulator:
             self._fold(FeatureMoments.of(features, labels, norms=self.norms))
         elif len(features):
             check_finite(features)
-            self._waiting.append((features.clone(), labels.clone()))
+            self._waiting.append((features.clone(), labels.clone()) if copy else (features, labels))
             self._waiting_rows += len(features)
             if self._waiting_rows > features.shape[1]:
                 self._fold_waiting()
@@ -178,7 +218,7 @@ class MomentsAccumulator:
             fail("other", f"{self.dimension} features", f"{other.dimension}")
         if other._folded is not None:
             self._fold(other._folded)
-        for features, labels in other._waiting:
+        for features, labels in list(other._waiting):
             self.update(features, labels)
 
     def as_samples(self) -> tuple[Tensor, Tensor] | None:
@@ -200,6 +240,47 @@ class MomentsAccumulator:
             self._fold_waiting()
         assert self._folded is not None
         return self._folded
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments and the rows that wait."""
+        folded = None
+        if self._folded is not None:
+            folded = {name: getattr(self._folded, name) for name in _MOMENTS}
+            folded["unit_roundoff"] = self._folded.unit_roundoff
+            if self._folded.norms is not None:
+                folded["norms"] = list(self._folded.norms)
+        return {"norms": self.norms, "folded": folded, "waiting": [list(rows) for rows in self._waiting]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace what was seen by that of a state."""
+        if state["norms"] != self.norms:
+            fail("state", f"norms={self.norms}", f"norms={state['norms']}")
+        self._folded, self._waiting, self._waiting_rows = None, [], 0
+        if state["folded"] is not None:
+            folded = dict(state["folded"])
+            norms = folded.pop("norms", None)
+            self._folded = FeatureMoments(**folded, norms=ops.NormMoments(*norms) if norms is not None else None)
+        for features, labels in state["waiting"]:
+            self.update(features, labels)
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Sum the moments of all processes; at most D samples in all are gathered as rows instead."""
+        _distributed.check_group()
+        device = _distributed.device_of(self._device() if self.samples else None)
+        everyone = _distributed.gather((self.samples, self.dimension, self.norms), group)
+        _distributed.same_everywhere("features", [dimension for _, dimension, _ in everyone], "number of features")
+        _distributed.same_everywhere("norms", [norms for _, _, norms in everyone], "choice of norms")
+        total = sum(samples for samples, _, _ in everyone)
+        dimension = next((dimension for _, dimension, _ in everyone if dimension is not None), None)
+        if dimension is None:
+            return
+        if total <= dimension:
+            parts = _distributed.gather(_distributed.to_cpu(self._waiting), group)
+            self._waiting = [(x.to(device), y.to(device)) for part in parts for x, y in part]
+            self._waiting_rows = total
+            return
+        mine = self.as_moments() if self.samples else FeatureMoments.none(dimension, device, norms=self.norms)
+        self._folded, self._waiting, self._waiting_rows = mine.all_reduce(group), [], 0
 
     def _device(self) -> torch.device:
         return self._folded.mean.device if self._folded is not None else self._waiting[0][0].device
@@ -237,9 +318,11 @@ def check_batch(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
     return features, labels.long()
 
 
-def check_finite(features: Tensor) -> None:
+def check_finite(features: Tensor, argument: str = "features") -> None:
     """Raise if an entry is NaN or infinite, naming its position."""
+    if not features.numel() or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(features)):
+        return
     bad = (~torch.isfinite(features)).nonzero()
     if len(bad):
         position = bad[0].tolist()
-        fail("features", "finite values", f"{features[tuple(position)].item()} at position {position}")
+        fail(argument, "finite values", f"{features[tuple(position)].item()} at position {position}")

@@ -1,26 +1,31 @@
-"""Scores that need every sample again when they are computed: what their streaming classes share.
+"""The collection of the scores that need every sample again when they are computed.
 
-They keep the rows they are given (in their dtype), so their memory grows with the samples; merging appends.
+It keeps the rows it is given (in their dtype), so its memory grows with the samples; merging appends.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from transferops._validate import describe, fail
+from transferops.scores import _distributed
+
+Check = Callable[[Any, Any], tuple[Tensor, Tensor]]
 
 
-class RowScore(ABC):
-    """Base of the row-keeping scores. A score defines ``_check`` (the checked batch) and ``_score`` (of all rows)."""
+class Rows:
+    """Rows of values [N, ...] and labels [N, ...].
 
-    higher_is_better: ClassVar[bool] = True
+    Args:
+        check: turns a batch into tensors, or refuses it.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Check) -> None:
+        self._check = check
         self._rows: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -28,9 +33,12 @@ class RowScore(ABC):
         """Samples seen so far."""
         return sum(len(labels) for _, labels in self._rows)
 
-    def update(self, values: Tensor | Any, labels: Tensor | Any) -> Self:
-        """Add a batch (arguments and errors as for the function; an empty batch changes nothing)."""
+    def update(self, values: Any, labels: Any, *, copy: bool = True) -> None:
+        """Add a batch. Nothing is changed if the batch is refused."""
         values, labels = self._check(values, labels)
+        self._append(values, labels, copy=copy)
+
+    def _append(self, values: Tensor, labels: Tensor, *, copy: bool) -> None:
         if self._rows:
             first, _ = self._rows[0]
             if values.shape[1:] != first.shape[1:]:
@@ -38,38 +46,43 @@ class RowScore(ABC):
             if values.device != first.device:
                 fail("values", f"the device of the batches before, {first.device}", str(values.device))
         if len(labels):
-            self._rows.append((values.clone(), labels.clone()))
-        return self
+            self._rows.append((values.clone(), labels.clone()) if copy else (values, labels))
 
-    def merge(self, other: Self) -> Self:
-        """Add all that ``other`` has seen, which is left as it is."""
-        if type(other) is not type(self) or other._options() != self._options():
-            fail("other", f"a {type(self).__name__} with the same options", describe(other))
-        for values, labels in other._rows:
-            self.update(values, labels)
-        return self
+    def merge(self, other: Rows) -> None:
+        """Add all that ``other`` has seen; ``other`` is left as it is."""
+        if not isinstance(other, Rows):
+            fail("other", "Rows", describe(other), TypeError)
+        for values, labels in list(other._rows):
+            self._append(values, labels, copy=True)
 
-    def compute(self) -> float:
-        """The score of all samples seen so far."""
-        if not self._rows:
-            fail("values", "at least one sample before the score is computed", "none")
+    def all(self) -> tuple[Tensor, Tensor]:
+        """All values and labels; at least one batch must have come."""
         if len(self._rows) > 1:
+            # One dtype for all; where batches differ, the wider one holds every value exactly.
             dtype = self._rows[0][0].dtype
             for values, _ in self._rows:
                 dtype = torch.promote_types(dtype, values.dtype)
             merged = torch.cat([values.to(dtype) for values, _ in self._rows])
             self._rows = [(merged, torch.cat([labels for _, labels in self._rows]))]
-        return self._score(*self._rows[0])
+        return self._rows[0]
 
-    def reset(self) -> None:
-        """Forget all samples."""
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, in at most one batch."""
+        return {"rows": [list(self.all())] if self._rows else []}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Replace the rows by those of a state."""
         self._rows = []
+        for values, labels in state["rows"]:
+            self._append(values, labels, copy=True)
 
-    def _options(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    @abstractmethod
-    def _check(self, values: Any, labels: Any) -> tuple[Tensor, Tensor]: ...
-
-    @abstractmethod
-    def _score(self, values: Tensor, labels: Tensor) -> float: ...
+    def all_reduce(self, group: Any = None) -> None:
+        """Gather the rows of all processes, in the order of the ranks."""
+        _distributed.check_group()
+        device = self._rows[0][0].device if self._rows else None
+        parts = _distributed.gather(_distributed.to_cpu([self.all()] if self._rows else []), group)
+        _distributed.same_everywhere(
+            "values", [part[0][0].shape[1:] if part else None for part in parts], "shape of rows"
+        )
+        device = _distributed.device_of(device)
+        self._rows = [(values.to(device), labels.to(device)) for part in parts for values, labels in part]

@@ -10,86 +10,72 @@ classes are weighted by size, as in the definition, and eps is relative to the m
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from transferops import ops
-from transferops._validate import describe, fail
-from transferops.scores._warnings import warn
-from transferops.scores.moments import check_batch, check_finite
-from transferops.scores.rows import RowScore
+from transferops._validate import check_positive
+from transferops.scores.base import ScoreDetails
+from transferops.scores.features import FeatureScore, FeatureSet
 
 
-class TransRate(RowScore):
+class TransRate(FeatureScore):
     """Streaming :func:`trans_rate`. Keeps the features: the rate of a class needs its rows.
 
     Args:
         eps, relative: as for :func:`trans_rate`.
     """
 
+    name = "trans_rate"
+    keeps_rows = True
+
     def __init__(self, eps: float = 1e-4, *, relative: bool = True) -> None:
-        super().__init__()
-        if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not (0 < eps < math.inf):
-            fail("eps", "a positive number", describe(eps))
-        self.eps = float(eps)
+        self.eps = check_positive("eps", eps)
         self.relative = bool(relative)
+        super().__init__()
 
-    def _check(self, values: Any, labels: Any) -> tuple[Tensor, Tensor]:
-        features, labels = check_batch(values, labels)
-        check_finite(features)
-        return features, labels
-
-    def _score(self, values: Tensor, labels: Tensor) -> float:
-        samples, dim = values.shape
-        whole = _Rate.of(values, None)
-        if whole.trace == 0:
-            warn("trans_rate: every feature is constant, so the score is 0")
-            return 0.0
-        eps = self.eps * (whole.trace / (samples * dim) if self.relative else 1.0)
-        classes, index = torch.unique(labels, return_inverse=True)
-        if len(classes) == 1:
-            warn("trans_rate: all samples are of one class, so there is nothing to tell apart and the score is 0")
-            return 0.0
-        within = 0.0
-        for label in range(len(classes)):
-            rows = values[index == label]
-            within += len(rows) / samples * _Rate.of(rows, whole.mean).rate(eps)
-        return whole.rate(eps) - within
+    def _evaluate(self, data: FeatureSet) -> ScoreDetails:
+        samples, dimension, classes = data.samples, data.dimension, data.classes
+        gram = data.sample_gram.gram if data.few else data.moments.gram
+        trace = float(gram.trace())
+        caveat = ""
+        if trace == 0:
+            caveat = "trans_rate: every feature is constant, so the score is 0"
+        elif classes == 1:
+            caveat = "trans_rate: all samples are of one class, so there is nothing to tell apart and the score is 0"
+        if caveat:
+            return ScoreDetails(0.0, samples, classes, dimension, warnings=(caveat,))
+        eps = self.eps * (trace / (samples * dimension) if self.relative else 1.0)
+        whole = _rate(gram, samples, eps)
+        within = sum(
+            len(rows) / samples * _rate(_gram_about(data.features[rows], data.mean), len(rows), eps)
+            for rows in data.by_class
+        )
+        parts = {"rate": whole, "rate_within_classes": within, "eps": eps}
+        return ScoreDetails(whole - within, samples, classes, dimension, parts=parts)
 
 
-class _Rate:
-    """The smaller Gram matrix of rows about a point, and how many rows."""
+def _gram_about(features: Tensor, about: Tensor) -> Tensor:
+    """The smaller Gram matrix, [N, N] or [D, D], of rows about a point."""
+    rows, dim = features.shape
+    if rows > dim:
+        one_class = torch.zeros(rows, dtype=torch.long, device=features.device)
+        _, _, gram, mean = ops.class_moments(features, one_class, 1, validate=False)
+        offset = mean - about
+        return torch.addr(gram, offset, offset, alpha=rows)
+    gram, mean = ops.sample_gram(features, validate=False)
+    offset = mean - about
+    along = (features.to(offset.dtype) @ offset).sub_(mean.dot(offset))
+    return gram.add_(along).add_(along.unsqueeze(1)).add_(offset.dot(offset))
 
-    def __init__(self, gram: Tensor, mean: Tensor, rows: int) -> None:
-        self.gram, self.mean, self.rows = gram, mean, rows
-        self.trace = float(gram.trace())
 
-    @staticmethod
-    def of(features: Tensor, about: Tensor | None) -> _Rate:
-        """About ``about`` [D], or the column means."""
-        rows, dim = features.shape
-        if rows > dim:
-            one_class = torch.zeros(rows, dtype=torch.long, device=features.device)
-            _, _, gram, mean = ops.class_moments(features, one_class, 1)
-            if about is not None:
-                offset = mean - about
-                gram = gram + rows * torch.outer(offset, offset)
-            return _Rate(gram, mean, rows)
-        gram, mean = ops.sample_gram(features)
-        if about is not None:
-            offset = mean - about
-            along = features.double() @ offset - mean.dot(offset)
-            gram = gram + along + along.unsqueeze(1) + offset.dot(offset)
-        return _Rate(gram, mean, rows)
-
-    def rate(self, eps: float) -> float:
-        """1/2 ln det(I + Z^T Z / (N eps)); the same for Z Z^T."""
-        matrix = self.gram / (self.rows * eps)
-        matrix.diagonal().add_(1)
-        return float(torch.linalg.cholesky(matrix).diagonal().log().sum())
+def _rate(gram: Tensor, rows: int, eps: float) -> float:
+    """1/2 ln det(I + Z^T Z / (N eps)) from Z^T Z; the same from Z Z^T."""
+    matrix = gram / (rows * eps)
+    matrix.diagonal().add_(1)
+    return float(torch.linalg.cholesky(matrix).diagonal().log().sum())
 
 
 def trans_rate(features: Tensor | Any, labels: Tensor | Any, *, eps: float = 1e-4, relative: bool = True) -> float:
@@ -111,4 +97,4 @@ def trans_rate(features: Tensor | Any, labels: Tensor | Any, *, eps: float = 1e-
     Warns:
         ScoreWarning: a single class or constant features (the score is 0).
     """
-    return TransRate(eps, relative=relative).update(features, labels).compute()
+    return TransRate(eps, relative=relative)._once(features, labels)
