@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shared import shared_data
 
 from transferops.data import (
     Domain,
@@ -399,15 +399,6 @@ class TestSplit:
     def test_refuses(self, arguments: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=exactly(message)):
             few_shot_split(make_domain(), **arguments)  # type: ignore[arg-type]
-
-
-def shared_data(name: str) -> Path:
-    """A file of the shared bundles, or a skip that says how to provide it."""
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    path = Path(os.environ.get("TRANSFEROPS_DATA", beside)) / name
-    if not path.is_file():
-        pytest.skip(f"no {name}: set TRANSFEROPS_DATA to the folder that holds it")
-    return path
 
 
 @pytest.mark.parametrize(

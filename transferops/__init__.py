@@ -3,7 +3,9 @@
 * :mod:`transferops.ops` - the C++/CUDA kernels as pure functions of tensors
 * :mod:`transferops.fisher` - Fisher information of a model over data
 * :mod:`transferops.scores` - which source or model suits the target (H-score and kin)
+* :mod:`transferops.rank` - features of models over data, many scores at once, and how well they rank
 * :mod:`transferops.otqms` - how many samples of each source to train with
+* :mod:`transferops.adapt` - heads in closed form, inheritance of parameters, and whether it hurts
 * ``transferops`` on the command line - the same questions without a program
 """
 
@@ -21,9 +23,9 @@ try:
 except PackageNotFoundError:  # used from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "data", "fisher", "ops", "otqms", "scores", "show_config"]
+__all__ = ["__version__", "adapt", "data", "fisher", "ops", "otqms", "rank", "scores", "show_config"]
 
-_LAZY = {"data", "fisher", "otqms", "scores"}
+_LAZY = {"adapt", "data", "fisher", "otqms", "rank", "scores"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from transferops import __version__
-from transferops.cli import _common, otqms  # _common first: it says which extra is missing
+from transferops.cli import _common, adapt, inherit, otqms, rank  # _common first: it says which extra is missing
 
 
 @_common.click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,6 +13,9 @@ def cli() -> None:
 
 
 cli.add_command(otqms.command)
+cli.add_command(adapt.command)
+cli.add_command(inherit.command)
+cli.add_command(rank.command)
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
+from transferops._models import layer_calls
 from transferops._validate import describe, fail
 from transferops.fisher.batches import Batch
 from transferops.fisher.modes import function_transforms
@@ -32,19 +33,16 @@ def find_head(model: nn.Module, batch: Batch) -> str:
         ValueError: there is none, or its outputs are not as many as the model's.
     """
     probe = copy.deepcopy(model).eval()
-    order: list[str] = []
-    for name, module in probe.named_modules():
-        if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-            module.register_forward_hook(lambda *_, name=name: order.append(name))
-    with torch.no_grad(), seeded(0, batch_device(batch)):
-        outputs = batch.run(probe)
-    if not order:
+    with seeded(0, batch_device(batch)):
+        calls, outputs = layer_calls(probe, lambda: batch.run(probe))
+    if not calls:
         fail("head", "the name of the model's last layer, which has no linear layer or convolution to go by", "None")
-    found = _outputs(probe.get_submodule(order[-1]))
+    last = calls[-1][0]
+    found = _outputs(probe.get_submodule(last))
     if found != outputs.shape[-1]:
         expected = f"the name of the layer that gives the model's {outputs.shape[-1]} outputs"
-        fail("head", f"{expected} ({order[-1]!r}, the last to run, gives {found})", "None")
-    return order[-1]
+        fail("head", f"{expected} ({last!r}, the last to run, gives {found})", "None")
+    return last
 
 
 def batch_device(batch: Batch) -> torch.device:

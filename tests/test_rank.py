@@ -1,0 +1,321 @@
+"""Features of models over data, kept on disk, and the table of their scores."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from transferops.rank import (
+    HEAD_INPUT,
+    Extraction,
+    extract,
+    extract_cached,
+    gradient_relations,
+    load_candidate,
+    rank_candidates,
+)
+from transferops.scores import h_score, knn, leep
+
+
+class Network(nn.Module):
+    """Convolution, normalisation and a head whose modules are not in the order in which they run."""
+
+    def __init__(self, channels: int = 3, classes: int = 5) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, classes)
+        self.stem = nn.Conv2d(channels, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.unused = nn.Linear(2, 2)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += len(x)
+        hidden = self.norm(self.stem(x)).relu()
+        logits: Tensor = self.head(hidden.mean((2, 3)))
+        return logits
+
+
+@pytest.fixture
+def network() -> Network:
+    torch.manual_seed(0)
+    return Network()
+
+
+@pytest.fixture
+def data() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(23, 3, 6, 6, generator=generator), torch.arange(23) % 4
+
+
+def batches(inputs: Tensor, labels: Tensor, size: int = 7) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(inputs.split(size), labels.split(size), strict=True)
+
+
+class TestExtract:
+    def test_layers(self, network: Network, data: tuple[Tensor, Tensor]) -> None:
+        network.train()
+        found = extract(network, batches(*data), layers=[HEAD_INPUT, "stem", "head"])
+        assert network.training  # put back
+        assert network.norm.num_batches_tracked == 0
+        network.eval()
+        stem = network.stem(data[0])
+        with torch.no_grad():
+            torch.testing.assert_close(found.features["stem"], stem.mean((2, 3)))
+            torch.testing.assert_close(found.features[HEAD_INPUT], network.norm(stem).relu().mean((2, 3)))
+            torch.testing.assert_close(found.outputs, network(data[0]))
+        assert torch.equal(found.features["head"], found.outputs)
+        assert torch.equal(found.labels, data[1])
+        assert len(found) == 23
+
+    def test_tokens_and_sequences(self) -> None:
+        tokens = nn.Sequential(nn.Linear(4, 6), nn.Flatten(), nn.Linear(5 * 6, 3))
+        x = torch.randn(2, 5, 4)
+        found = extract(tokens, [(x, torch.tensor([0, 1]))], layers=["0"])
+        torch.testing.assert_close(found.features["0"], tokens[0](x).mean(1).detach())
+        sequence = nn.Sequential(nn.Conv1d(5, 6, 2), nn.Flatten(), nn.Linear(18, 3))
+        found = extract(sequence, [(x, torch.tensor([0, 1]))], layers=["0"])
+        torch.testing.assert_close(found.features["0"], sequence[0](x).mean(2).detach())
+
+    def test_mappings_and_logits(self) -> None:
+        class Answer:
+            def __init__(self, logits: Tensor) -> None:
+                self.logits = logits
+
+        class Keywords(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.classifier = nn.Linear(3, 2)
+
+            def forward(self, pixels: Tensor, scale: float) -> Answer:
+                return Answer(self.classifier(pixels * scale))
+
+        x = torch.randn(4, 3)
+        found = extract(Keywords(), [{"pixels": x, "scale": 2.0, "labels": torch.tensor([0, 1, 0, 1])}])
+        torch.testing.assert_close(found.features[HEAD_INPUT], 2 * x)
+        assert found.outputs.shape == (4, 2)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (
+                {"layers": ["nothing"]},
+                "layers: expected 'head input' or modules of the model (head, stem, norm, unused, ...), got 'nothing'",
+            ),
+            ({"layers": []}, "layers: expected at least one layer, each once, got []"),
+            ({"layers": ["unused"]}, "layers: expected layers that run, got 'unused', which does not"),
+            ({"head": "norm"}, "head: expected a linear or convolutional layer, got BatchNorm2d at 'norm'"),
+            ({"head": "x"}, "head: expected a module of the model, such as 'stem', 'norm', 'unused', got 'x'"),
+        ],
+    )
+    def test_refuses(
+        self, network: Network, data: tuple[Tensor, Tensor], arguments: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises((ValueError, TypeError)) as caught:
+            extract(network, batches(*data), **arguments)
+        assert str(caught.value) == message
+
+    def test_refuses_data(self, network: Network, data: tuple[Tensor, Tensor]) -> None:
+        with pytest.raises(ValueError, match=r"^batches: expected at least one batch, got none$"):
+            extract(network, [])
+        with pytest.raises(ValueError, match=r"^batches\[0\]: expected labels, got none$"):
+            extract(network, [data[0]])
+        with pytest.raises(TypeError, match=r"^batches\[0\] labels: expected integers"):
+            extract(network, [(data[0], data[1].float())])
+        with pytest.raises(ValueError, match=r"^batches\[0\] labels: expected shape \[23\], got shape \[22\]$"):
+            extract(network, [(data[0], data[1][1:])])
+
+    def test_a_head_used_twice(self) -> None:
+        class Twice(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(3, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.as_tensor(self.layer(self.layer(x)))
+
+        with pytest.raises(ValueError, match=r"^model: expected a head that runs once, got 'layer', which runs 2"):
+            extract(Twice(), [(torch.randn(2, 3), torch.tensor([0, 1]))])
+
+
+class TestCache:
+    def test_reads_what_is_there(self, network: Network, data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+        want = extract(network, batches(*data, size=256))
+        network.calls = 0
+        first = extract_cached(network, *data, tmp_path / "deep")
+        assert network.calls == 23 + 1  # one to find the head
+        again = extract_cached(network, *data, tmp_path / "deep")
+        assert network.calls == 23 + 1
+        for found in (first, again):
+            assert torch.equal(found.features[HEAD_INPUT], want.features[HEAD_INPUT])
+            assert torch.equal(found.outputs, want.outputs)
+
+    def test_whatever_changes_is_computed_anew(
+        self, network: Network, data: tuple[Tensor, Tensor], tmp_path: Path
+    ) -> None:
+        def files() -> int:
+            return len(list(tmp_path.iterdir()))
+
+        extract_cached(network, *data, tmp_path)
+        assert files() == 1
+        extract_cached(network, *data, tmp_path, layers=["stem"])
+        assert files() == 2
+        extract_cached(network, data[0] + 1e-6, data[1], tmp_path)
+        assert files() == 3
+        with torch.no_grad():
+            network.head.bias[0] += 1e-6
+        extract_cached(network, *data, tmp_path)
+        assert files() == 4
+        network.norm.running_mean += 1  # a buffer
+        extract_cached(network, *data, tmp_path)
+        assert files() == 5
+
+    def test_damaged_and_interrupted(
+        self, network: Network, data: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("transferops.rank.cache._PART", 10)
+        want = extract_cached(network, *data, None)
+
+        seen = []
+
+        def stop(samples: int) -> None:
+            seen.append(samples)
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            extract_cached(network, *data, tmp_path, on_batch=stop)
+        (kept,) = tmp_path.iterdir()  # the first part; the second was not finished
+        network.calls = 0
+        found = extract_cached(network, *data, tmp_path)
+        assert network.calls == 13 + 2
+        assert torch.equal(found.outputs, want.outputs)
+        content = bytearray(kept.read_bytes())
+        content[len(content) // 2] ^= 1
+        kept.write_bytes(content)
+        network.calls = 0
+        assert torch.equal(extract_cached(network, *data, tmp_path).outputs, want.outputs)
+        assert network.calls == 10 + 1
+
+
+class TestCandidates:
+    @pytest.fixture
+    def module(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+        module = ModuleType("my_models")
+        module.make = lambda: nn.Linear(3, 2)  # type: ignore[attr-defined]
+        module.number = lambda: 3  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "my_models", module)
+        return module
+
+    def test_function(self, module: ModuleType) -> None:
+        candidate = load_candidate("my_models:make")
+        assert (candidate.name, candidate.parameters) == ("my_models:make", 8)
+
+    @pytest.mark.parametrize(
+        ("name", "error", "message"),
+        [
+            ("resnet", ValueError, "model: expected module:function, timm:NAME or hf:NAME, got 'resnet'"),
+            ("no_such_package:f", ValueError, "got no module named 'no_such_package'"),
+            ("my_models:other", ValueError, "model: expected a function 'other' in my_models, got none"),
+            ("my_models:number", TypeError, "model: expected a torch.nn.Module from my_models:number, got 3"),
+        ],
+    )
+    def test_refuses(self, module: ModuleType, name: str, error: type[Exception], message: str) -> None:
+        with pytest.raises(error) as caught:
+            load_candidate(name)
+        assert message in str(caught.value)
+
+    @pytest.mark.parametrize(("package", "name"), [("timm", "timm:resnet18"), ("transformers", "hf:x/y")])
+    def test_missing_package(self, monkeypatch: pytest.MonkeyPatch, package: str, name: str) -> None:
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(ImportError, match=rf'pip install "transferops\[{package}\]"'):
+            load_candidate(name)
+
+
+def make(separation: float, seed: int = 0) -> Extraction:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(120) % 3
+    features = torch.randn(120, 6, generator=generator) + separation * torch.eye(3, 6)[labels]
+    return Extraction({HEAD_INPUT: features}, features[:, :4] * 2, labels)
+
+
+class TestRanking:
+    def test_values_and_order(self) -> None:
+        made = {"far": make(0.2), "near": make(3.0, 1), "middle": make(1.0, 2)}
+        ranking = rank_candidates(
+            made,
+            parameters={"far": 5, "near": 5, "middle": 9},
+            extra={"mine": {"far": 1.0, "near": 2.0, "middle": 3.0}},
+        )
+        rows = {row.name: row for row in ranking.rows}
+        for name, extraction in made.items():
+            features = extraction.features[HEAD_INPUT]
+            scores = rows[name].scores
+            assert scores["h_score_regularized"] == pytest.approx(
+                h_score(features, extraction.labels, regularized=True)
+            )
+            assert scores["knn"] == pytest.approx(knn(features, extraction.labels))
+            assert scores["leep"] == pytest.approx(leep(extraction.outputs.double().softmax(1), extraction.labels))
+        assert [row.name for row in ranking.order("log_me")] == ["near", "middle", "far"]
+        assert ranking.order("mine")[0].name == "middle"
+        assert ranking.scores[-2:] == ("knn", "parameters")
+        ranks = ranking.mean_ranks()
+        assert ranks[1] == min(ranks)
+        assert ranks[0] == max(ranks)
+        assert sum(ranks) == pytest.approx(6)  # 1 + 2 + 3, ties shared
+        assert (ranking.samples, ranking.classes) == (120, 3)
+
+    def test_what_cannot_be_computed_is_a_note(self) -> None:
+        few = make(1.0)
+        few = Extraction({HEAD_INPUT: few.features[HEAD_INPUT][:3]}, few.outputs[:3], few.labels[:3])
+        ranking = rank_candidates({"a": few}, scores=["h_score", "leep"])
+        (row,) = ranking.rows
+        assert "N <= D" in row.notes["h_score"] or row.notes["h_score"]
+        assert all(
+            math.isnan(value) == (name in row.notes and not row.notes[name].startswith("h_score"))
+            for name, value in row.scores.items()
+            if name == "knn"
+        )
+
+    def test_refuses(self) -> None:
+        with pytest.raises(ValueError, match=r"^extractions: expected at least one candidate, got none$"):
+            rank_candidates({})
+        with pytest.raises(ValueError, match=r"^scores: expected names among h_score_regularized, .*, got 'best'$"):
+            rank_candidates({"a": make(1)}, scores=["best"])
+        with pytest.raises(ValueError, match=r"^score: expected one of"):
+            rank_candidates({"a": make(1)}, scores=["leep"]).order("log_me")
+        other = make(1)
+        other = Extraction(other.features, other.outputs, other.labels.flip(0))
+        with pytest.raises(ValueError, match=r"^extractions: expected the same target samples for every candidate"):
+            rank_candidates({"a": make(1), "b": other})
+
+
+class TestRelations:
+    def test_the_same_task_is_the_nearest(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def task(shift: int, count: int) -> Any:
+            labels = torch.arange(count) % 3
+            inputs = 2 * torch.eye(3, 8)[(labels + shift) % 3] + torch.randn(count, 8, generator=generator)
+            return SimpleNamespace(inputs=inputs, labels=labels)
+
+        def make_network() -> nn.Module:
+            return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+        target = task(0, 60)
+        found = gradient_relations(make_network, target, {"other": task(1, 90), "same": task(0, 300)}, restarts=4)
+        assert set(found) == {"pge", "pge_cosine"}
+        for values in found.values():
+            assert values["same"] > values["other"]
+        itself = gradient_relations(make_network, target, {"itself": target}, restarts=2)
+        assert itself["pge"]["itself"] == pytest.approx(0, abs=1e-5)
+        assert itself["pge_cosine"]["itself"] == pytest.approx(1)
+        with pytest.raises(ValueError, match=r"^sources: expected at least one source, got none$"):
+            gradient_relations(make_network, target, {})

@@ -1,0 +1,196 @@
+"""How well a score ranks candidates whose accuracies are known.
+
+Four measures, the ones the literature reports, each with a bootstrap interval over the candidates:
+
+- weighted Kendall tau (Vigna, WWW 2015; hyperbolic weights, so that an error among the best counts most), as LogME and
+  its successors report it;
+- Pearson correlation, as PARC (Bolya et al., NeurIPS 2021) reports it;
+- rel@k: the best accuracy among the k candidates of highest score, relative to the best of all (Li et al., CVPR 2023);
+- recall@k: the share of the k most accurate candidates that are among the k of highest score.
+
+What the literature says of such evaluations: a handful of candidates leaves wide intervals, the measures disagree with
+each other, and model size or k-nearest neighbours alone often rank as well as any score (arXiv 2503.18528, 2510.06448).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from transferops._validate import check_array, check_positive_int, describe, fail
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure and its bootstrap interval.
+
+    Attributes:
+        value: Over all candidates (the mean over targets if there are several).
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RankingQuality:
+    """How well scores rank candidates, see :func:`evaluate_ranking`.
+
+    Attributes:
+        weighted_tau: Weighted Kendall tau, -1 to 1.
+        pearson: Pearson correlation, -1 to 1.
+        relative_accuracy: rel@k, at most 1 for accuracies that are not negative.
+        recall: recall@k, 0 to 1.
+        candidates: Candidates per target.
+        targets: Number of targets.
+        k: Of rel@k and recall@k.
+    """
+
+    weighted_tau: Measure
+    pearson: Measure
+    relative_accuracy: Measure
+    recall: Measure
+    candidates: int
+    targets: int
+    k: int
+
+
+def evaluate_ranking(
+    scores: ArrayLike,
+    accuracies: ArrayLike,
+    *,
+    k: int = 1,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> RankingQuality:
+    """Compare scores with the accuracies that were reached.
+
+    Args:
+        scores: ``[M]``, or ``[T, M]`` for T targets; a higher score promises more. Of any scale.
+        accuracies: Of the same shape; higher is better.
+        k: Candidates that one would try, 1 to M.
+        confidence: Of the intervals, between 0 and 1.
+        resamples: Bootstrap resamples: of the candidates, with replacement, the same ones for all targets; percentile
+            intervals. With fewer than about 10 candidates they are rough. Where a resample leaves a measure
+            undefined (a single value repeated), it does not count.
+        seed: Of the resamples.
+
+    Returns:
+        The four measures. With several targets each is the mean over targets. A measure that is undefined because all
+        scores or all accuracies are equal is NaN.
+
+    Raises:
+        ValueError: Shapes differ, fewer than 2 candidates, a value that is not finite, or a number out of range.
+        ImportError: scipy is not installed.
+    """
+    scores, accuracies = check_array("scores", scores), check_array("accuracies", accuracies)
+    if scores.ndim not in (1, 2):
+        fail("scores", "shape [M] or [T, M]", f"shape {list(scores.shape)}")
+    if accuracies.shape != scores.shape:
+        fail("accuracies", f"shape {list(scores.shape)} like scores", f"shape {list(accuracies.shape)}")
+    scores, accuracies = np.atleast_2d(scores), np.atleast_2d(accuracies)
+    targets, candidates = scores.shape
+    if candidates < 2 or targets < 1:
+        fail("scores", "at least 2 candidates", f"shape {list(scores.shape)}")
+    if check_positive_int("k", k) > candidates:
+        fail("k", f"at most {candidates}, the number of candidates", str(k))
+    check_positive_int("resamples", resamples)
+    if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
+        fail("confidence", "a number between 0 and 1", describe(confidence))
+
+    everything = np.arange(candidates)[None]
+    drawn = np.random.default_rng(seed).integers(candidates, size=(resamples, candidates))
+    tail = 50 * (1 - confidence)
+    measures = {}
+    for name, measure in _MEASURES.items():
+        value = _over_targets(measure, scores, accuracies, everything, k)[0]
+        repeated = _over_targets(measure, scores, accuracies, drawn, k)
+        repeated = repeated[np.isfinite(repeated)]
+        low, high = np.percentile(repeated, [tail, 100 - tail]) if len(repeated) else (np.nan, np.nan)
+        measures[name] = Measure(float(value), float(low), float(high))
+    return RankingQuality(**measures, candidates=candidates, targets=targets, k=k)
+
+
+def compare_scores(scores: Mapping[str, ArrayLike], accuracies: ArrayLike, **options: Any) -> dict[str, RankingQuality]:
+    """:func:`evaluate_ranking` of several scores on the same candidates and the same resamples.
+
+    Args:
+        scores: By name, each of the shape of ``accuracies``. Put the honest baselines among them: the number of
+            parameters, and k-nearest neighbours.
+        accuracies: ``[M]`` or ``[T, M]``.
+        options: As for :func:`evaluate_ranking`.
+
+    Returns:
+        By name, best weighted tau first (undefined ones last).
+
+    Raises:
+        ValueError: As :func:`evaluate_ranking`, or no scores.
+    """
+    if not scores:
+        fail("scores", "at least one score", "none")
+    qualities = {name: evaluate_ranking(values, accuracies, **options) for name, values in scores.items()}
+    return dict(sorted(qualities.items(), key=lambda item: -np.nan_to_num(item[1].weighted_tau.value, nan=-np.inf)))
+
+
+def _over_targets(
+    measure: Any, scores: FloatArray, accuracies: FloatArray, drawn: NDArray[np.int64], k: int
+) -> FloatArray:
+    """The mean over targets of a measure for each row of candidates ``drawn``, ``[R]``."""
+    per_target = [measure(x[drawn], y[drawn], k) for x, y in zip(scores, accuracies, strict=True)]
+    return np.asarray(np.mean(per_target, axis=0), dtype=np.float64)
+
+
+def _weighted_tau(scores: FloatArray, accuracies: FloatArray, _: int) -> FloatArray:
+    try:
+        from scipy.stats import weightedtau
+    except ImportError as missing:
+        raise ImportError('weighted tau needs scipy: pip install "transferops[otqms]"') from missing
+    defined = (np.ptp(scores, axis=1) > 0) & (np.ptp(accuracies, axis=1) > 0)
+    result = np.full(len(scores), np.nan)
+    for row in np.flatnonzero(defined):
+        result[row] = weightedtau(scores[row], accuracies[row]).statistic
+    return result
+
+
+def _pearson(scores: FloatArray, accuracies: FloatArray, _: int) -> FloatArray:
+    x, y = scores - scores.mean(1, keepdims=True), accuracies - accuracies.mean(1, keepdims=True)
+    defined = (np.ptp(scores, axis=1) > 0) & (np.ptp(accuracies, axis=1) > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlation = (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    return np.where(defined, correlation, np.nan)
+
+
+def _relative_accuracy(scores: FloatArray, accuracies: FloatArray, k: int) -> FloatArray:
+    chosen = np.take_along_axis(accuracies, _highest(scores, k), axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(chosen.max(1) / accuracies.max(1))
+
+
+def _recall(scores: FloatArray, accuracies: FloatArray, k: int) -> FloatArray:
+    # By value, so that candidates of equal accuracy (a resample repeats them) count alike.
+    threshold = np.sort(accuracies, axis=1)[:, -k]
+    chosen = np.take_along_axis(accuracies, _highest(scores, k), axis=1)
+    return np.asarray((chosen >= threshold[:, None]).mean(1))
+
+
+def _highest(scores: FloatArray, k: int) -> NDArray[np.int64]:
+    """Positions of the k highest scores of each row; of equal ones the first."""
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+_MEASURES = {
+    "weighted_tau": _weighted_tau,
+    "pearson": _pearson,
+    "relative_accuracy": _relative_accuracy,
+    "recall": _recall,
+}
