@@ -17,6 +17,7 @@ pytest.importorskip("rich")
 testing = pytest.importorskip("click.testing")
 
 from transferops import cli  # noqa: E402  (needs the extras)
+from transferops.otqms import STRATEGIES, read_log  # noqa: E402
 
 FAST = ["--shots", "3", "--seeds", "2", "--epochs", "2", "--threads", "1"]
 
@@ -57,7 +58,7 @@ class TestEndToEnd:
         assert document["sources"] == ["two", "[bold]"]
         assert document["dimension"] == 3 * 2 * (3 - 1)
         assert document["options"]["epochs"] == 2
-        assert set(document["strategies"]) == {"target-only", "all-sources", "quantities"}
+        assert set(document["strategies"]) == {"target-only", "all-sources", "quantities", "recommended"}
         for entry in document["strategies"].values():
             for key in ("accuracy", "samples_per_epoch", "seconds"):
                 assert len(entry[key]) == 2
@@ -66,7 +67,7 @@ class TestEndToEnd:
         assert document["strategies"]["target-only"]["samples_per_epoch"] == [6, 6]
         assert document["strategies"]["all-sources"]["samples_per_epoch"] == [54, 54]
         assert {path.name for path in pictures.iterdir()} == {"accuracy.png", "quantities.png"}
-        for expected in ("[bold] (24)", "Fisher+QP", "quantities took", "seed 1 quantities: epoch 2/2"):
+        for expected in ("[bold] (24)", "Fisher+QP", "quantities took", "seed 1 quantities: epoch 2/2", "recommended"):
             assert expected in result.output
         for path in (out, pictures / "accuracy.png", pictures / "quantities.png"):
             assert f"wrote {path}\n" in result.output
@@ -81,6 +82,30 @@ class TestEndToEnd:
         assert document["dimension"] == 7
         assert list(document["strategies"]) == ["quantities", "target-only"]
         assert list(document["strategies"]["quantities"]["quantities"]) == ["two"]
+
+    def test_an_interrupted_command_goes_on(self, bundle: Path, tmp_path: Path) -> None:
+        """What a checkpoint has is not trained again: its epochs are not logged a second time."""
+        common = ["--data", bundle, "--target", "one", *FAST, "--checkpoint", tmp_path / "kept"]
+        result = run(*common, "--strategy", "target-only", "--jsonl", tmp_path / "first.jsonl")
+        assert result.exit_code == 0, result.output
+        arguments = [
+            "--strategy",
+            "target-only,weights",
+            "--jsonl",
+            tmp_path / "log.jsonl",
+            "--json",
+            tmp_path / "o.json",
+        ]
+        result = run(*common, *arguments)
+        assert result.exit_code == 0, result.output
+        assert len(read_log(tmp_path / "first.jsonl")) == 4
+        assert {entry["strategy"] for entry in read_log(tmp_path / "log.jsonl")} == {"weights"}
+        weights = json.loads((tmp_path / "o.json").read_text())["strategies"]["weights"]["weights"]
+        assert set(weights) == {"two", "[bold]"}
+        assert all(0 <= share <= 1 for shares in weights.values() for share in shares)
+        result = run("--data", bundle, "--target", "one", *FAST, "--checkpoint", tmp_path / "kept", "--lr", "0.5")
+        assert result.exit_code == 2
+        assert result.output.endswith("got 0.002\n")
 
     def test_quiet_prints_nothing(self, bundle: Path) -> None:
         result = run("--data", bundle, "--target", "one", *FAST, "--quiet", "--strategy", "target-only")
@@ -161,7 +186,7 @@ class TestErrors:
             (["--target", "one", "--device", "moon"], "device: expected one that works here, got 'moon'"),
             (
                 ["--target", "one", "--strategy", "best"],
-                "strategy: expected names among target-only, all-sources, quantities, got 'best'",
+                f"strategy: expected names among {', '.join(STRATEGIES)}, got 'best'",
             ),
             (
                 ["--target", "one", "--json", "no/such/folder/out.json"],

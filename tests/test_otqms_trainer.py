@@ -34,11 +34,14 @@ from transferops.otqms import (
     to_json,
     write_json,
 )
+from transferops.otqms.distributed import World
 from transferops.otqms.early_stopping import EarlyStopping
 from transferops.otqms.options import resolve_dimension
 from transferops.otqms.plots import plot_accuracy, plot_quantities
+from transferops.otqms.pool import Pool, TensorSamples
+from transferops.otqms.sampling import Deck, draw
 from transferops.otqms.summary import Mean, conclusions, summarize
-from transferops.otqms.training import Evaluation, TensorSamples, draw, train_epoch
+from transferops.otqms.training import EpochPlan, Evaluation, Stepper
 
 CLASSES, FEATURES = 3, 4
 FAST = TrainingOptions(epochs=4, patience=4, batch_size=8, min_steps=6, source_steps=30, lr=1e-2)
@@ -117,27 +120,42 @@ class TestDraw:
         assert first == again != other
 
 
-class CountingSGD(torch.optim.SGD):
-    """Notes its steps."""
-
-    steps = 0
-
-    def step(self, closure: Any = None) -> Any:
-        self.steps += 1
-        return super().step(closure)
-
-
 @pytest.mark.parametrize(
     ("batch_size", "min_steps", "steps"), [(8, 1, 8), (8, 20, 24), (60, 1, 1), (60, 5, 5), (59, 1, 2)]
 )
 def test_an_epoch_is_whole_passes_of_at_least_min_steps(batch_size: int, min_steps: int, steps: int) -> None:
     model = network()
-    optimizer = CountingSGD(model.parameters(), lr=0.0)
-    samples = TensorSamples(TARGET.inputs, TARGET.labels)
-    loss = train_epoch(model, optimizer, samples, batch_size, min_steps, torch.Generator().manual_seed(0))
-    assert optimizer.steps == steps
-    expected = nn.functional.cross_entropy(model(samples.inputs), samples.labels).item()
-    assert loss == pytest.approx(expected, rel=1e-5)
+    pool = Pool({"target": TARGET}, torch.device("cpu"))
+    plan = EpochPlan.shuffled(torch.arange(60), batch_size, min_steps, torch.Generator().manual_seed(0))
+    assert all(torch.equal(row.sort().values, torch.arange(60)) for row in plan.order)
+    sizes = [len(batch) for batch in plan.batches()]
+    assert len(sizes) == plan.total_steps == steps
+    assert max(sizes) - min(sizes) <= 1
+    stepper = Stepper(model, dataclasses.replace(FAST, optimizer=torch.optim.SGD), 1e-30, World())
+    losses = list(stepper.steps(pool, plan, 0, (0, 1)))
+    expected = nn.functional.cross_entropy(model(TARGET.inputs), TARGET.labels).item()
+    assert sum(losses).item() / plan.order.numel() == pytest.approx(expected, rel=1e-5)
+
+
+class TestDeck:
+    def test_every_sample_before_any_comes_again(self) -> None:
+        labels = torch.arange(30) % 3
+        deck, generator = Deck(labels), torch.Generator().manual_seed(0)
+        counts = torch.zeros(30, dtype=torch.int64)
+        for quantity in (7, 0, 13, 25, 30, 4, 61, 29):
+            hand = deck.deal(quantity, generator)
+            assert len(hand) == quantity
+            within = torch.bincount(hand, minlength=30)
+            assert within.max() <= 1 or quantity > 30
+            counts += within
+            assert counts.max() - counts.min() <= 2
+
+    def test_a_hand_is_stratified(self) -> None:
+        labels = torch.tensor([0] * 10 + [1] * 20 + [2] * 30)
+        deck, generator = Deck(labels), torch.Generator().manual_seed(0)
+        for _ in range(5):
+            counts = torch.bincount(labels[deck.deal(12, generator)], minlength=3)
+            assert ((counts - torch.tensor([2, 4, 6])).abs() <= 2).all()
 
 
 class TestEarlyStopping:
@@ -338,7 +356,7 @@ class TestTrainer:
             OTQMS(**arguments)
 
     def test_unknown_strategy(self) -> None:
-        message = "strategy: expected names among target-only, all-sources, quantities, got 'all'"
+        message = f"strategy: expected names among {', '.join(STRATEGIES)}, got 'all'"
         with pytest.raises(ValueError, match=exactly(message)):
             trainer().fit("all")
 

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from transferops._validate import check_positive_int, fail
-from transferops.cli._common import click, console, names, reports_errors
-from transferops.data import DEFAULT_TARGET, few_shot_split, load_bundle, load_digits_domains
+from transferops._validate import check_positive_int
+from transferops.cli._common import (
+    click,
+    console,
+    names,
+    prepare_outputs,
+    read_domains,
+    reports_errors,
+    set_threads,
+)
+from transferops.data import DEFAULT_TARGET, few_shot_split
 from transferops.otqms import EpochRecord, Study, TrainingOptions, compare, network_for, to_json, write_json
+from transferops.otqms.distributed import launched
+from transferops.otqms.log import EpochLog
 from transferops.otqms.plots import plot_accuracy, plot_quantities
-from transferops.otqms.strategies import check_strategies
+from transferops.otqms.strategies import STRATEGIES, check_strategies, expand
 from transferops.otqms.summary import Mean, StrategySummary, conclusions, summarize
+
+_SHOWN_SOURCES = 3
 
 
 def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
     return int(value) if value.isdecimal() else value
+
+
+def _strategies(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
+    return expand(names(context, parameter, value) or [])
 
 
 @click.command("otqms", epilog="Read more: docs/, and the paper, arXiv 2502.04242.")
@@ -33,13 +50,21 @@ def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
     "--strategy",
     "strategies",
     metavar="NAME[,NAME]",
-    default="target-only,all-sources,quantities",
+    default="target-only,all-sources,quantities,recommended",
     show_default=True,
-    callback=names,
-    help="What to compare.",
+    callback=_strategies,
+    help="What to compare; all-baselines stands for everything.",
 )
 @click.option("--json", "json_path", metavar="OUT", type=click.Path(path_type=Path), help="Write all results there.")
 @click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Write two pictures into this folder.")
+@click.option(
+    "--checkpoint",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Keep what is trained in this folder; the same command goes on from there, also after a kill.",
+)
+@click.option("--jsonl", "log_path", metavar="FILE", type=click.Path(path_type=Path), help="Append each epoch as JSON.")
+@click.option("--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Each epoch for TensorBoard.")
 @click.option("--image-size", type=int, help="Resize the images of a folder to this many pixels square.")
 @click.option("--epochs", default=TrainingOptions.epochs, show_default=True, help="At most so many.")
 @click.option(
@@ -58,6 +83,7 @@ def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
     metavar="auto|parameters|D",
     help="The d of the risk; a smaller one takes less. auto: the largest rank the target's Fisher can have.",
 )
+@click.option("--budget", type=int, help="Source samples in an epoch, for the strategies budget and uniform.")
 @click.option("--device", default=TrainingOptions.device, show_default=True, help="For example cuda.")
 @click.option("--threads", type=int, help="CPU threads; if left out one for the embedded digits, else torch's choice.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")
@@ -71,22 +97,27 @@ def command(
     strategies: list[str],
     json_path: Path | None,
     output: Path | None,
+    checkpoint: Path | None,
+    log_path: Path | None,
+    tensorboard: Path | None,
     image_size: int | None,
     epochs: int,
     patience: int,
     lr: float,
     batch_size: int,
     dimension: Any,
+    budget: int | None,
     device: str,
     threads: int | None,
     quiet: bool,
 ) -> None:
     """How many samples of each source should I train with?
 
-    Compares strategies on a few-shot target: training on the target only, adding all sources, and
-    adding the quantities of least predicted risk (OTQMS), decided anew before every epoch. Accuracy
-    is measured on target samples that no strategy has seen; the epoch to keep is chosen on a
-    validation part of the shots.
+    Compares strategies on a few-shot target: training on the target only, adding all sources, adding
+    the quantities of least predicted risk (OTQMS), decided anew before every epoch, and what is
+    recommended, weights in the place of quantities and a fine-tune on the target. Accuracy is
+    measured on target samples that no strategy has seen; where the epoch to keep is chosen, it is on
+    a validation part of the shots.
 
     \b
     Try it on embedded data, scikit-learn's digits in seven domains:
@@ -96,29 +127,30 @@ def command(
     On your own: an .npz file with arrays <domain>_x and <domain>_y for every
     domain, or a folder domain/class/image:
       transferops otqms --data digits.npz --target usps --json result.json
+
+    \b
+    With several processes, in which every batch is shared:
+      torchrun --nproc-per-node 4 -m transferops otqms --data digits.npz --target usps
     """
     # Everything that can be wrong is looked at before anything is trained.
     check_strategies(strategies)
     check_positive_int("seeds", seeds)
     options = TrainingOptions(
-        epochs=epochs, patience=patience, lr=lr, batch_size=batch_size, dimension=dimension, device=device
+        epochs=epochs,
+        patience=patience,
+        lr=lr,
+        batch_size=batch_size,
+        dimension=dimension,
+        budget=budget,
+        device=device,
     )
-    if threads is None and data is None:
-        threads = 1  # batches of 8x8 images are too small to share
-    if threads is not None:
-        torch.set_num_threads(check_positive_int("threads", threads))
-    if json_path is not None and (json_path.is_dir() or not json_path.absolute().parent.is_dir()):
-        fail("json", "a file in an existing folder", str(json_path), FileNotFoundError)
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-    bundle = load_digits_domains() if data is None else load_bundle(data, image_size)
-    if target is None:
-        if data is not None:
-            fail("target", f"one of {', '.join(bundle.domains)}", "none")
-        target = DEFAULT_TARGET
+    set_threads(threads, data)
+    prepare_outputs(json_path, output)
+    bundle, target = read_domains(data, target, image_size)
     target_domain, source_domains = bundle.choose(target, sources)
     has_validation = few_shot_split(target_domain, shots).validation is not None
 
+    quiet = quiet or os.environ.get("RANK", "0") != "0"  # under torchrun the first process speaks
     screen = console(quiet)
     say = functools.partial(screen.print, soft_wrap=True)
     for domain, missing in bundle.missing_classes().items():
@@ -128,16 +160,27 @@ def command(
         say("note: one shot leaves nothing for validation: all epochs are trained and the last is kept")
     counts = ", ".join(f"{domain.name} ({len(domain)})" for domain in source_domains)
     say(f"target {target} ({len(target_domain)} samples, {shots} shots per class), sources {counts}")
-    with _EpochProgress(len(strategies) * seeds, epochs, quiet) as progress:
-        study = compare(
-            lambda: network_for(bundle.sample_shape, bundle.classes),
-            lambda seed: few_shot_split(target_domain, shots, seed=seed),
-            {domain.name: domain for domain in source_domains},
-            strategies=strategies,
-            seeds=range(seeds),
-            options=options,
-            on_epoch=progress.on_epoch,
-        )
+    with launched(torch.device(device)) as world:
+        log = EpochLog(log_path, tensorboard) if world.leads else EpochLog()
+        with _EpochProgress(strategies, seeds, epochs, quiet) as progress:
+
+            def on_epoch(strategy: str, seed: int, record: EpochRecord) -> None:
+                progress.on_epoch(strategy, seed, record)
+                log(strategy, seed, record)
+
+            study = compare(
+                lambda: network_for(bundle.sample_shape, bundle.classes),
+                lambda seed: few_shot_split(target_domain, shots, seed=seed),
+                {domain.name: domain for domain in source_domains},
+                strategies=strategies,
+                seeds=range(seeds),
+                options=options,
+                on_epoch=on_epoch,
+                checkpoint=checkpoint,
+            )
+        log.close()
+        if not world.leads:
+            return
 
     summaries = summarize(study)
     screen.print(_strategies_table(summaries))
@@ -161,20 +204,23 @@ def command(
 class _EpochProgress:
     """A live bar on stderr where that is a terminal, a line per finished training where it is not."""
 
-    def __init__(self, trainings: int, epochs: int, quiet: bool) -> None:
+    def __init__(self, strategies: list[str], seeds: int, epochs: int, quiet: bool) -> None:
         self._console = console(quiet, stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.percentage:.0f} %"),
             TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),  # at most so long: early stopping and checkpoints shorten it
             console=self._console,
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("starting", total=trainings)
-        self._epochs = epochs
+        self._epochs = {name: _planned_epochs(name, epochs) for name in strategies}
+        self._task = self._bar.add_task("starting", total=seeds * sum(self._epochs.values()))
         self._training: tuple[str, int] | None = None
+        self._before = 0  # epochs of the trainings before this one
         self._line = ""
 
     def __enter__(self) -> _EpochProgress:
@@ -190,16 +236,29 @@ class _EpochProgress:
         if self._training != (strategy, seed):
             self._finish()
             self._training = (strategy, seed)
-        self._line = f"seed {seed} {strategy}: epoch {record.epoch}/{self._epochs}, {record.samples} samples"
+        planned = self._epochs[strategy]
+        self._line = f"seed {seed} {strategy}: epoch {record.epoch}/{planned}, {record.samples} samples"
         if record.validation_accuracy is not None:
             self._line += f", validation {record.validation_accuracy:.0%}"
-        self._bar.update(self._task, description=self._line)
+        most = sorted(record.quantities.items(), key=lambda entry: -entry[1])[:_SHOWN_SOURCES]
+        taken = ", ".join(f"{source} {quantity}" for source, quantity in most if quantity)
+        self._bar.update(
+            self._task,
+            description=f"{self._line} ({taken})" if taken else self._line,
+            completed=self._before + record.epoch,
+        )
 
     def _finish(self) -> None:
         if self._training is not None:
-            self._bar.advance(self._task)
+            self._before += self._epochs[self._training[0]]
+            self._bar.update(self._task, completed=self._before)
             if not self._console.is_terminal:
                 self._console.print(self._line)
+
+
+def _planned_epochs(strategy: str, epochs: int) -> int:
+    """The epochs of all phases, if none stops early."""
+    return sum(phase.epochs or epochs for phase in STRATEGIES[strategy].phases) or 1
 
 
 def _strategies_table(summaries: list[StrategySummary]) -> Table:
@@ -221,15 +280,22 @@ def _strategies_table(summaries: list[StrategySummary]) -> Table:
 
 
 def _sources_table(study: Study, summaries: list[StrategySummary]) -> Table:
-    """Samples of each source that each of the strategies took."""
-    table = Table(caption="samples in the epoch that was kept, means over seeds")
+    """Samples of each source that each of the strategies took, and their share of the loss where it differs."""
+    table = Table(
+        caption="samples in the epoch that was kept and, of weighted ones, their share of the loss; means over seeds"
+    )
     table.add_column("source")
     table.add_column("available", justify="right")
     for summary in summaries:
         table.add_column(summary.name, justify="right")
     for source, available in study.sources.items():
-        table.add_row(source, str(available), *(f"{summary.quantities[source]:.0f}" for summary in summaries))
+        table.add_row(source, str(available), *(_taken(summary, source) for summary in summaries))
     return table
+
+
+def _taken(summary: StrategySummary, source: str) -> str:
+    quantity = f"{summary.quantities[source]:.0f}"
+    return f"{quantity} ({summary.shares[source]:.0%})" if summary.weighted else quantity
 
 
 def _seconds(value: float) -> str:

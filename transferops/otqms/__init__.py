@@ -6,11 +6,14 @@ from.
 """
 
 from transferops.otqms.allocation import Allocation, allocate
+from transferops.otqms.log import EpochLog, read_log
 from transferops.otqms.networks import ConvNet, FeatureNet, network_for
 from transferops.otqms.options import TrainingOptions
+from transferops.otqms.phases import Decision, Phase, Situation
 from transferops.otqms.records import EpochRecord, TrainingRun
+from transferops.otqms.report import Report
 from transferops.otqms.results import to_json, write_json
-from transferops.otqms.strategies import STRATEGIES, Decision, Situation, register
+from transferops.otqms.strategies import STRATEGIES, Strategy, register
 from transferops.otqms.study import Study, Trial, compare
 from transferops.otqms.theory import optimal_quantity, risk, single_source_risk, target_only_risk
 from transferops.otqms.trainer import OTQMS
@@ -21,9 +24,13 @@ __all__ = [
     "Allocation",
     "ConvNet",
     "Decision",
+    "EpochLog",
     "EpochRecord",
     "FeatureNet",
+    "Phase",
+    "Report",
     "Situation",
+    "Strategy",
     "Study",
     "TrainingOptions",
     "TrainingRun",
@@ -32,6 +39,7 @@ __all__ = [
     "compare",
     "network_for",
     "optimal_quantity",
+    "read_log",
     "register",
     "risk",
     "single_source_risk",

@@ -20,14 +20,16 @@ class EarlyStopping:
 
     Args:
         patience: Stop after so many epochs without one as good as the best.
+        epoch: The epoch before the first.
 
     Attributes:
-        epoch: The kept epoch, counted from 1; 0 before the first.
+        epoch: The kept epoch; as given before the first.
     """
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, epoch: int = 0) -> None:
         self.patience = patience
-        self.epoch = 0
+        self.epoch = epoch
+        self._first = epoch
         self._accuracy = 0.0
         self._state: dict[str, Any] = {}
 
@@ -35,7 +37,7 @@ class EarlyStopping:
         """Take note of an epoch.
 
         Args:
-            epoch: Counted from 1.
+            epoch: Its number.
             evaluation: Of ``model`` on the validation samples; ``None`` without any.
             model: As it is after the epoch.
         """
@@ -45,9 +47,18 @@ class EarlyStopping:
             self._state = copy.deepcopy(model.state_dict())
 
     def over(self, epoch: int) -> bool:
-        """Whether ``patience`` epochs have passed since the kept one."""
-        return epoch - self.epoch >= self.patience
+        """Whether ``patience`` epochs have passed since the kept one and since the first."""
+        return epoch - max(self.epoch, self._first) >= self.patience
 
     def restore(self, model: nn.Module) -> None:
         """Load the kept epoch into ``model``."""
         model.load_state_dict(self._state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For :meth:`load_state_dict`."""
+        return {"epoch": self.epoch, "first": self._first, "accuracy": self._accuracy, "state": dict(self._state)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.epoch, self._first = state["epoch"], state["first"]
+        self._accuracy, self._state = state["accuracy"], state["state"]

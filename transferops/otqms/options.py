@@ -8,10 +8,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from transferops._validate import check_positive_int, describe, fail
+from transferops.fisher.directions import Selection
 
 Dimension = int | Literal["auto", "parameters"]
+Schedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of every sample, ``[N]``."""
+    return F.cross_entropy(logits, labels, reduction="none")
 
 
 @dataclass(frozen=True)
@@ -19,16 +29,35 @@ class TrainingOptions:
     """How to train; the same for every strategy, so that they differ in their samples only.
 
     Args:
-        epochs: At most so many.
+        epochs: At most so many; of every phase of a strategy.
         patience: Stop after so many epochs without a validation accuracy as good as the best.
         lr: Learning rate.
-        batch_size: Largest batch.
+        batch_size: Largest batch, over all processes.
         min_steps: Fewest optimiser steps in an epoch; the samples are passed over repeatedly to reach it.
         source_steps: Fewest optimiser steps of each source model, in whole passes over the source.
         dimension: The d of the risk formulas: "auto", "parameters" or a number, see
             :func:`resolve_dimension`.
         optimizer: Called as ``optimizer(parameters, lr=lr)``.
         device: Where to train.
+        schedule: "constant"; "cosine", from the learning rate to 0 over the epochs of a phase; or called as
+            ``schedule(optimizer)``, a scheduler that is stepped after every epoch.
+        loss: ``(logits, labels)`` to the loss of each sample, ``[N]``.
+        accumulate: A step's batch is passed through the model in so many pieces.
+        autocast: ``torch.bfloat16`` or ``torch.float16`` (with loss scaling) for the forward passes of the
+            training; ``None``: the model's own precision.
+        compile: Train through ``torch.compile``.
+        fisher: "exact", or "empirical", which vanishes with the training loss.
+        directions: "models": differences to source models; "gradients": without any, one damped Newton step
+            for each source, see :func:`transferops.otqms.discrepancy.newton_directions`.
+        parameters: Which trainable parameters the discrepancies and d are over: "all", "head" (those of the
+            last linear layer), a predicate on names, or names.
+        resolve_every: Epochs from one decision to the next, where a strategy decides anew.
+        budget: Samples of all sources in an epoch, for the strategies "budget" and "uniform"; ``None``: half
+            of what there is, or as many as "quantities" takes at first.
+        source_dtype: What source models are kept in, for example ``torch.bfloat16``; ``None``: their own.
+        offload: Keep the source models in host memory and bring them to the device parameter by parameter.
+        checkpoint_steps: Optimiser steps from one checkpoint to the next within an epoch.
+        workers: Processes that read data sets ahead; none for tensors.
 
     Raises:
         ValueError: If a number is out of range or the device does not work here.
@@ -43,16 +72,43 @@ class TrainingOptions:
     dimension: Dimension = "auto"
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
     device: str = "cpu"
+    schedule: Schedule | Literal["constant", "cosine"] = "constant"
+    loss: Loss = cross_entropy
+    accumulate: int = 1
+    autocast: torch.dtype | None = None
+    compile: bool = False
+    fisher: Literal["exact", "empirical"] = "exact"
+    directions: Literal["models", "gradients"] = "models"
+    parameters: Selection | Literal["all", "head"] = "all"
+    resolve_every: int = 1
+    budget: int | None = None
+    source_dtype: torch.dtype | None = None
+    offload: bool = False
+    checkpoint_steps: int = 200
+    workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size", "min_steps", "source_steps"):
+        counts = ("epochs", "patience", "batch_size", "min_steps", "source_steps", "accumulate", "resolve_every")
+        for name in (*counts, "checkpoint_steps"):
             check_positive_int(name, getattr(self, name))
+        check_positive_int("workers", self.workers, minimum=0)
+        if self.budget is not None:
+            check_positive_int("budget", self.budget)
         if not (self.lr > 0 and math.isfinite(self.lr)):
             fail("lr", "a positive number", describe(self.lr))
         if self.dimension not in ("auto", "parameters"):
             if isinstance(self.dimension, str):
                 fail("dimension", "'auto', 'parameters' or an integer of at least 1", describe(self.dimension))
             check_positive_int("dimension", self.dimension)
+        for name, accepted in (("fisher", ("exact", "empirical")), ("directions", ("models", "gradients"))):
+            if getattr(self, name) not in accepted:
+                fail(name, " or ".join(repr(value) for value in accepted), describe(getattr(self, name)))
+        if isinstance(self.schedule, str) and self.schedule not in ("constant", "cosine"):
+            fail("schedule", "'constant', 'cosine' or a function", describe(self.schedule))
+        if isinstance(self.parameters, str) and self.parameters not in ("all", "head"):
+            fail("parameters", "'all', 'head', a predicate or names", describe(self.parameters))
+        if self.autocast not in (None, torch.bfloat16, torch.float16):
+            fail("autocast", "None, torch.bfloat16 or torch.float16", str(self.autocast))
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # torch raises either, by device
@@ -60,7 +116,25 @@ class TrainingOptions:
 
     def as_dict(self) -> dict[str, Any]:
         """The options by name, fit for JSON."""
-        return {**vars(self), "optimizer": getattr(self.optimizer, "__name__", repr(self.optimizer))}
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    def selection(self, model: nn.Module) -> Selection:
+        """``parameters`` as a selection of ``model``'s names; ``None`` for all."""
+        if not isinstance(self.parameters, str):
+            return self.parameters
+        return None if self.parameters == "all" else _head_parameters(model)
+
+
+def head(model: nn.Module) -> tuple[str, nn.Linear]:
+    """The last linear layer of a model in the order of its modules, and its name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        fail("model", "a linear layer as its head", "none")
+    return layers[-1]
 
 
 def resolve_dimension(dimension: Dimension, parameters: int, target_samples: int, classes: int) -> int:
@@ -82,3 +156,17 @@ def resolve_dimension(dimension: Dimension, parameters: int, target_samples: int
     if dimension == "auto":
         return min(parameters, target_samples * (classes - 1))
     return dimension
+
+
+def _head_parameters(model: nn.Module) -> list[str]:
+    name, layer = head(model)
+    prefix = f"{name}." if name else ""
+    return [prefix + part for part, parameter in layer.named_parameters() if parameter.requires_grad]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(entry) for entry in value]
+    return getattr(value, "__name__", None) or str(value)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transferops.otqms.study import Study, Trial
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from transferops.otqms.study import Study, Trial
 
 _DPI = 150
 _WIDTH = 7.0
@@ -34,10 +34,10 @@ def plot_quantities(study: Study, path: str | os.PathLike[str]) -> bool:
     deciding = {name: trials for name, trials in study.trials.items() if _decides(trials)}
     if not deciding:
         return False
-    figure = _figure(3.2 * len(deciding))
-    panels = figure.subplots(len(deciding), sharex=True, squeeze=False)[:, 0]
+    picture = figure(3.2 * len(deciding))
+    panels = picture.subplots(len(deciding), sharex=True, squeeze=False)[:, 0]
     for panel, (name, trials) in zip(panels, deciding.items(), strict=True):
-        _style(panel)
+        style(panel)
         complete = min(len(trial.run.epochs) for trial in trials)
         for source, available in study.sources.items():
             share = 100 * np.array(_mean_by_epoch(trials, source)) / available
@@ -49,7 +49,7 @@ def plot_quantities(study: Study, path: str | os.PathLike[str]) -> bool:
         panel.set_ylim(-4, 104)
     panels[-1].set_xlabel("epoch  (mean over seeds; thin once some seeds have stopped)")
     panels[0].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=_DPI)
+    picture.savefig(path, dpi=_DPI)
     return True
 
 
@@ -60,9 +60,9 @@ def plot_accuracy(study: Study, path: str | os.PathLike[str]) -> None:
         study: The trials.
         path: The PNG to write.
     """
-    figure = _figure(1.2 + 0.5 * len(study.trials))
-    panel = figure.subplots()
-    _style(panel)
+    picture = figure(1.2 + 0.5 * len(study.trials))
+    panel = picture.subplots()
+    style(panel)
     names = list(study.trials)
     for row, trials in enumerate(study.trials.values()):
         accuracy = 100 * np.array([trial.accuracy for trial in trials])
@@ -80,7 +80,7 @@ def plot_accuracy(study: Study, path: str | os.PathLike[str]) -> None:
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set_xlabel("test accuracy, %  (dots: seeds; diamond and bar: mean and its standard error)")
-    figure.savefig(path, dpi=_DPI)
+    picture.savefig(path, dpi=_DPI)
 
 
 def _decides(trials: Sequence[Trial]) -> bool:
@@ -94,14 +94,16 @@ def _mean_by_epoch(trials: Sequence[Trial], source: str) -> list[float]:
     return [float(np.mean([series[i] for series in quantities if i < len(series)])) for i in range(longest)]
 
 
-def _figure(height: float) -> Figure:
+def figure(height: float) -> Figure:
+    """An empty picture of the common width, ``height`` inches high."""
     # An extra, imported late; the object interface needs no display and leaves the caller's backend alone.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(_WIDTH, height), layout="constrained")
 
 
-def _style(panel: Axes) -> None:
+def style(panel: Axes) -> None:
+    """The common look of a panel."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(alpha=0.25)
     panel.set_axisbelow(True)

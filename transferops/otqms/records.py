@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 
@@ -12,16 +13,18 @@ class EpochRecord:
     """One epoch.
 
     Attributes:
-        epoch: Counted from 1.
+        epoch: Counted from 1, over all phases.
         quantities: Samples drawn from each source, by name.
         samples: Training samples: of the target and of all sources.
-        train_loss: Mean cross-entropy in nats, measured while training.
+        train_loss: Mean (weighted) loss, cross-entropy in nats by default, measured while training.
         validation_loss: Mean cross-entropy in nats; ``None`` without validation samples.
         validation_accuracy: Share of right answers; ``None`` without validation samples.
-        predicted_risk: Expected risk of the quantities in nats; ``None`` where the strategy predicts none.
+        predicted_risk: Expected risk of the decision in nats; ``None`` where the strategy predicts none.
         seconds: Wall time of the epoch in all, the training of source models apart.
         allocation_seconds: The part of ``seconds`` that went into the decision: Fisher information and
             allocation.
+        phase: The name of its phase.
+        shares: The share of the loss that each source has, by name; the target has the rest.
     """
 
     epoch: int
@@ -33,6 +36,8 @@ class EpochRecord:
     predicted_risk: float | None
     seconds: float
     allocation_seconds: float
+    phase: str = "train"
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +48,11 @@ class TrainingRun:
         strategy: Its name.
         epochs: Every epoch that was trained, the ones after the kept epoch included.
         kept_epoch: The epoch that ``model`` is from, counted from 1.
-        source_model_seconds: Wall time of training the source models if the strategy used them, else 0. The
-            models are shared: each strategy that uses them reports the whole.
+        source_model_seconds: Wall time of training the source models (and the model trained on the target
+            only, as far as it is needed) if the strategy used them, else 0. The models are shared: each
+            strategy that uses them reports the whole.
         model: The trained model in evaluation mode.
+        gram: A = Theta^T J Theta, float64 ``[K, K]``, as it was last computed; ``None`` if never.
     """
 
     strategy: str
@@ -53,11 +60,21 @@ class TrainingRun:
     kept_epoch: int
     source_model_seconds: float
     model: nn.Module = field(repr=False)
+    gram: torch.Tensor | None = field(default=None, repr=False)
 
     @property
     def kept(self) -> EpochRecord:
         """The record of the kept epoch."""
         return self.epochs[self.kept_epoch - 1]
+
+    @property
+    def allocated(self) -> EpochRecord:
+        """The last record up to the kept one of an epoch with samples of a source; the kept one if none has.
+
+        Where the last phase trains on the target alone, this is what the phase before it took.
+        """
+        taking = [record for record in self.epochs[: self.kept_epoch] if any(record.quantities.values())]
+        return taking[-1] if taking else self.kept
 
     @property
     def samples_per_epoch(self) -> float:

@@ -33,9 +33,10 @@ def to_json(study: Study, **about: Any) -> dict[str, Any]:
         * ``allocation_seconds``: the part of it for Fisher information and allocation.
         * ``source_model_seconds``: wall time of the source models where the strategy uses them, else 0.
         * ``kept_epoch``: the epoch of the tested model, counted from 1.
-        * ``samples_by_epoch``, ``train_loss_by_epoch``, ``validation_accuracy_by_epoch``,
-          ``predicted_risk_by_epoch``: a list over epochs each; ``null`` where there is none.
-        * ``quantities``: by source, the samples in the kept epoch.
+        * ``samples_by_epoch``, ``train_loss_by_epoch``: a list over epochs each.
+        * ``validation_accuracy_by_epoch``, ``predicted_risk_by_epoch``: likewise; ``null`` where there is none.
+        * ``quantities``: by source, the samples in the last epoch up to the kept one that took any.
+        * ``weights``: by source, its share of the loss in that epoch; the target has the rest.
         * ``quantities_by_epoch``: by source, a list over epochs each.
     """
     seeds = [trial.seed for trial in next(iter(study.trials.values()))]
@@ -98,7 +99,8 @@ def _strategy(trials: Sequence[Trial], sources: Sequence[str]) -> dict[str, Any]
         "train_loss_by_epoch": by_epoch(lambda record: record.train_loss),
         "validation_accuracy_by_epoch": by_epoch(lambda record: record.validation_accuracy),
         "predicted_risk_by_epoch": by_epoch(lambda record: record.predicted_risk),
-        "quantities": {source: [run.kept.quantities[source] for run in runs] for source in sources},
+        "quantities": {source: [run.allocated.quantities[source] for run in runs] for source in sources},
+        "weights": {source: [run.allocated.shares.get(source) for run in runs] for source in sources},
         "quantities_by_epoch": {
             source: [[record.quantities[source] for record in run.epochs] for run in runs] for source in sources
         },

@@ -1,64 +1,61 @@
-"""Strategies: before every epoch, how many samples to draw from each source.
-
-A strategy is one function from a :class:`Situation` to a :class:`Decision`, registered under the name it has
-in options, tables and files.
-"""
+"""Strategies: sequences of phases, or a construction, under the names they have in options, tables and files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import torch
+from dataclasses import dataclass, replace
+from typing import cast
 
 from transferops._validate import fail
-from transferops.otqms.allocation import allocate
+from transferops.otqms import decisions
+from transferops.otqms.baselines.ensembles import h_ensemble, maximal_correlation_weighting, released_h_ensemble
+from transferops.otqms.baselines.published import paper, released
+from transferops.otqms.baselines.wadn import wadn
+from transferops.otqms.phases import Anchor, Construction, Decide, Phase, everything, target_alone
 
-
-@dataclass(frozen=True)
-class Situation:
-    """What a strategy may look at before an epoch.
-
-    Attributes:
-        epoch: Counted from 1.
-        target_samples: N0, the target samples that are trained on.
-        source_samples: N_i, the samples that each source has.
-        dimension: The d of the risk formulas.
-        gram: Computes A = Theta^T J Theta, float64 ``[K, K]``, at the current model; costly, so not called
-            for you.
-    """
-
-    epoch: int
-    target_samples: int
-    source_samples: tuple[int, ...]
-    dimension: float
-    gram: Callable[[], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How many samples to draw from each source, and the risk predicted for that where there is one."""
-
-    quantities: tuple[int, ...]
-    predicted_risk: float | None = None
-
-
-Decide = Callable[[Situation], Decision]
+ALL_BASELINES = "all-baselines"
+"""Stands for every strategy but those of :func:`register`."""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A way to decide, and whether it needs the source models (that is, calls ``Situation.gram``)."""
+    """What a name stands for.
 
-    decide: Decide
-    uses_source_models: bool
+    Attributes:
+        phases: Of its training, in order; none if it is a construction.
+        uses_source_models: Whether it needs them (calls ``gram``, starts from one, is made of them): they are
+            then trained first, and their time is reported apart.
+        anchor: The model trained on the target only that it needs, if it does.
+        surveys: Whether it needs a survey.
+        all_labels: Whether it trains on the validation samples, too: for one that needs no early stopping.
+        construction: Puts its model together.
+        comparison_only: What it is to be used for, if not for its results.
+    """
+
+    phases: tuple[Phase, ...] = ()
+    uses_source_models: bool = False
+    anchor: Anchor | None = None
+    surveys: bool = False
+    all_labels: bool = False
+    construction: Construction | None = None
+    comparison_only: bool = False
 
 
 STRATEGIES: dict[str, Strategy] = {}
 
 
+def add(name: str, strategy: Strategy) -> None:
+    """Make ``strategy`` known as ``name``.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    _check_new(name)
+    STRATEGIES[name] = strategy
+
+
 def register(name: str, *, uses_source_models: bool = False) -> Callable[[Decide], Decide]:
-    """Decorator that makes a function known as strategy ``name``.
+    """Decorator that makes a decision function a strategy of one phase, ``name``.
 
     Args:
         name: A new name.
@@ -68,14 +65,24 @@ def register(name: str, *, uses_source_models: bool = False) -> Callable[[Decide
     Raises:
         ValueError: If the name is taken.
     """
-    if name in STRATEGIES:
-        fail("name", "a name that is not taken", repr(name))
 
-    def add(decide: Decide) -> Decide:
-        STRATEGIES[name] = Strategy(decide, uses_source_models)
+    _check_new(name)
+
+    def make(decide: Decide) -> Decide:
+        add(name, Strategy((Phase(decide),), uses_source_models))
         return decide
 
-    return add
+    return make
+
+
+def _check_new(name: str) -> None:
+    if name in STRATEGIES or name == ALL_BASELINES:
+        fail("name", "a name that is not taken", repr(name))
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """``names`` with "all-baselines" replaced by all strategies there are."""
+    return [each for name in names for each in (STRATEGIES if name == ALL_BASELINES else (name,))]
 
 
 def check_strategies(names: Sequence[str]) -> None:
@@ -87,23 +94,57 @@ def check_strategies(names: Sequence[str]) -> None:
         fail("strategy", "at least one name, each once", ", ".join(names) or "none")
 
 
-@register("target-only")
-def target_only(situation: Situation) -> Decision:
-    """Nothing from any source."""
-    return Decision(tuple(0 for _ in situation.source_samples))
+FINE_TUNE = Phase(target_alone, start="previous", lr_factor=0.1, may_stay=True, name="fine-tune")
+"""On the target alone from the model before, which is kept if no epoch validates as well."""
 
-
-@register("all-sources")
-def all_sources(situation: Situation) -> Decision:
-    """Everything from every source."""
-    return Decision(situation.source_samples)
-
-
-@register("quantities", uses_source_models=True)
-def quantities(situation: Situation) -> Decision:
-    """OTQMS, dynamic [paper]: the quantities of least predicted risk, found anew at the current model.
-
-    The one quadratic programme that finds them is [derived], see :func:`transferops.otqms.allocate`.
-    """
-    allocation = allocate(situation.gram(), situation.target_samples, situation.source_samples, situation.dimension)
-    return Decision(tuple(allocation.rounded().tolist()), float(allocation.risk))
+_FINISH = replace(
+    FINE_TUNE, lr_factor=0.5, epochs=1, steps=120, schedule="cosine", early_stopping=False, may_stay=False
+)
+add(
+    "recommended",
+    Strategy(
+        (
+            Phase(
+                decisions.surveyed_weights,
+                start="survey",
+                epochs=14,
+                lr_factor=2.0,
+                schedule="cosine",
+                decide_once=True,
+                early_stopping=False,
+                name="weights",
+            ),
+            _FINISH,
+        ),
+        surveys=True,
+        all_labels=True,
+    ),
+)
+add("target-only", Strategy((Phase(target_alone),)))
+add("all-sources", Strategy((Phase(everything),)))
+add("pooled-then-fine-tuned", Strategy((Phase(everything, name="pooled"), FINE_TUNE)))
+add(
+    "best-source-then-fine-tuned",
+    Strategy((replace(FINE_TUNE, start="best-source", lr_factor=0.5, may_stay=False),), uses_source_models=True),
+)
+add("quantities", Strategy((Phase(decisions.quantities),), uses_source_models=True))
+for _anchor, _name in (("exact", "quantities-static"), ("under", "quantities-under"), ("over", "quantities-over")):
+    _phase = Phase(decisions.quantities_at(cast(Anchor, _anchor)), decide_once=True)
+    add(_name, Strategy((_phase,), uses_source_models=True, anchor=cast(Anchor, _anchor)))
+add(
+    "quantities-anchored",
+    Strategy(
+        (Phase(decisions.quantities_at("exact", debias=True), decide_once=True),),
+        uses_source_models=True,
+        anchor="exact",
+    ),
+)
+add("weights", Strategy((Phase(decisions.weights, name="weights"),), uses_source_models=True))
+add("budget", Strategy((Phase(decisions.budget),), uses_source_models=True))
+add("uniform", Strategy((Phase(decisions.uniform),), uses_source_models=True))
+add("paper", Strategy((Phase(paper),), uses_source_models=True, comparison_only=True))
+add("released", Strategy((Phase(released),), uses_source_models=True, comparison_only=True))
+add("h-ensemble", Strategy(uses_source_models=True, construction=h_ensemble))
+add("h-ensemble-released", Strategy(uses_source_models=True, construction=released_h_ensemble, comparison_only=True))
+add("mcw", Strategy(uses_source_models=True, construction=maximal_correlation_weighting))
+add("wadn", Strategy((Phase(wadn),)))

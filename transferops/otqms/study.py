@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,11 @@ from torch import nn
 
 from transferops._validate import fail
 from transferops.otqms.options import TrainingOptions
+from transferops.otqms.pool import Pool, Samples
 from transferops.otqms.records import EpochRecord, TrainingRun
 from transferops.otqms.strategies import check_strategies
 from transferops.otqms.trainer import OTQMS
-from transferops.otqms.training import Samples, TensorSamples, evaluate
+from transferops.otqms.training import evaluate
 
 
 class Split(Protocol):
@@ -63,6 +65,7 @@ def compare(
     seeds: Sequence[int] = (0, 1, 2),
     options: TrainingOptions | None = None,
     on_epoch: Callable[[str, int, EpochRecord], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Study:
     """Train every strategy with every seed.
 
@@ -77,6 +80,7 @@ def compare(
         seeds: At least one, each once.
         options: How to train.
         on_epoch: Called with strategy, seed and record after every epoch.
+        checkpoint: A folder: finished trainings found there are not repeated, interrupted ones are gone on with.
 
     Raises:
         ValueError: If a strategy is unknown, or names or seeds are missing or repeated.
@@ -89,10 +93,12 @@ def compare(
     dimension = 0
     for seed in seeds:
         parts = split(seed)
-        trainer = OTQMS(model, parts.train, sources, validation=parts.validation, options=options, seed=seed)
+        trainer = OTQMS(
+            model, parts.train, sources, validation=parts.validation, options=options, seed=seed, checkpoint=checkpoint
+        )
         dimension = trainer.dimension
         runs = [trainer.fit(strategy, on_epoch and partial(on_epoch, strategy, seed)) for strategy in strategies]
-        test = TensorSamples.on(trainer.device, parts.test)
+        test = Pool({"test": parts.test}, trainer.device)
         for run in runs:
             trials[run.strategy].append(Trial(seed, run, evaluate(run.model, test).accuracy))
     return Study(trials, {name: len(samples.labels) for name, samples in sources.items()}, dimension)

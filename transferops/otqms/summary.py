@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
-from transferops.otqms.records import TrainingRun
+from transferops.otqms.records import EpochRecord, TrainingRun
 from transferops.otqms.study import Study, Trial
 
+_ROUNDING = 1e-6
 _CLEAR = 2.0  # standard errors of the paired difference
 
 
@@ -30,8 +31,9 @@ class Mean:
 class StrategySummary:
     """One strategy, averaged over seeds; the terms are those of :class:`transferops.otqms.TrainingRun`.
 
-    ``quantities`` are samples by source in the kept epoch; ``predicts`` is whether the strategy weighs the
-    sources by a predicted risk.
+    ``quantities`` are samples by source in the last epoch up to the kept one that took any, ``shares`` their part
+    of the loss; ``predicts`` is whether the strategy weighs the sources by a predicted risk, ``weighted`` whether
+    some samples count more than others.
     """
 
     name: str
@@ -41,7 +43,9 @@ class StrategySummary:
     allocation_seconds: float
     source_model_seconds: float
     quantities: dict[str, float]
+    shares: dict[str, float]
     predicts: bool
+    weighted: bool
 
 
 def summarize(study: Study) -> list[StrategySummary]:
@@ -73,8 +77,17 @@ def _summarize(name: str, trials: Sequence[Trial], sources: Sequence[str]) -> St
         seconds=mean(lambda run: run.seconds),
         allocation_seconds=mean(lambda run: run.allocation_seconds),
         source_model_seconds=mean(lambda run: run.source_model_seconds),
-        quantities={source: fmean(trial.run.kept.quantities[source] for trial in trials) for source in sources},
-        predicts=trials[0].run.kept.predicted_risk is not None,
+        quantities={source: fmean(trial.run.allocated.quantities[source] for trial in trials) for source in sources},
+        shares={source: fmean(trial.run.allocated.shares.get(source, 0.0) for trial in trials) for source in sources},
+        predicts=trials[0].run.allocated.predicted_risk is not None,
+        weighted=any(_is_weighted(trial.run.allocated) for trial in trials),
+    )
+
+
+def _is_weighted(record: EpochRecord) -> bool:
+    """Whether the shares of the loss are not those of the samples."""
+    return any(
+        abs(share - record.quantities[source] / record.samples) > _ROUNDING for source, share in record.shares.items()
     )
 
 

@@ -20,21 +20,28 @@ Ours and not the paper's:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import nn
 
-from transferops._validate import check_positive_int, fail
-from transferops.fisher import FisherInformation, parameter_differences
-from transferops.otqms.early_stopping import EarlyStopping
+from transferops._validate import check_positive_int, describe, fail
+from transferops.fisher.directions import select
+from transferops.otqms.decisions import LEAST_DIMENSION
+from transferops.otqms.discrepancy import State
+from transferops.otqms.guard import judge_sources
 from transferops.otqms.options import TrainingOptions, resolve_dimension
+from transferops.otqms.pool import Pool, Source, check_labels
+from transferops.otqms.preparation import Preparation
 from transferops.otqms.records import EpochRecord, TrainingRun
-from transferops.otqms.strategies import STRATEGIES, Situation, check_strategies
-from transferops.otqms.training import Samples, TensorSamples, draw, evaluate, train_epoch
+from transferops.otqms.report import Report, SourceValue, leave_one_out
+from transferops.otqms.run import Surroundings, stream_seed
+from transferops.otqms.strategies import STRATEGIES, Strategy, check_strategies
+from transferops.otqms.training import evaluate
 
 
 class OTQMS:
@@ -43,18 +50,26 @@ class OTQMS:
     Everything random (initialisation, order, draws, dropout) comes from ``seed``: on the CPU the same calls
     give the same result. The strategies share the initialisation and the source models.
 
+    Started by torchrun, with a default process group, the processes share every batch, the target's samples
+    for the Fisher information, and the source models between them. With the same ``batch_size`` the result is
+    that of one process up to rounding; dropout and batch statistics aside, which each process has its own of.
+
     Args:
-        model: Makes the network, a module from inputs to logits. Called once, under ``seed``.
-        target: Target samples to train on.
+        model: Makes the network, a module from inputs to logits. Called once, under ``seed``. A compiled one is
+            trained compiled.
+        target: Target samples to train on: tensors, or a data set of pairs (:data:`transferops.otqms.pool.Source`).
         sources: Samples of each source, by name.
         validation: Target samples that choose the epoch to keep, see
             :class:`transferops.otqms.early_stopping.EarlyStopping`. ``None``: the last is kept.
         options: How to train.
         seed: At least 0.
+        source_models: A model, or its state dictionary, for every source, by name: instead of training them.
+        checkpoint: A folder. What is in it is gone on from; what is trained is written into it.
 
     Attributes:
         dimension: The d of the risk formulas.
         device: Where it trains.
+        samples: The target, part 0, and the sources.
 
     Raises:
         ValueError: If a set of samples is empty, a label has no logit, or the model has nothing to train.
@@ -77,143 +92,186 @@ class OTQMS:
     def __init__(
         self,
         model: Callable[[], nn.Module],
-        target: Samples,
-        sources: Mapping[str, Samples],
+        target: Source,
+        sources: Mapping[str, Source],
         *,
-        validation: Samples | None = None,
+        validation: Source | None = None,
         options: TrainingOptions | None = None,
         seed: int = 0,
+        source_models: Mapping[str, nn.Module | State] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
         self.options = options or TrainingOptions()
         self.seed = check_positive_int("seed", seed, minimum=0)
         if not sources:
             fail("sources", "at least one source", "none")
         self.device = torch.device(self.options.device)
-        with self._seeded():
-            self._initial = model().to(self.device)
-        parameters = sum(p.numel() for p in self._initial.parameters() if p.requires_grad)
-        if parameters == 0:
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            made = model()
+        wrapped = getattr(made, "_orig_mod", None)  # where torch.compile keeps the module
+        if isinstance(wrapped, nn.Module):
+            self.options, made = dataclasses.replace(self.options, compile=True), wrapped
+        initial = made.to(self.device)
+        if not any(parameter.requires_grad for parameter in initial.parameters()):
             fail("model", "parameters that require a gradient", "none")
+        names = ["target", *(() if validation is None else ("validation",)), *(f"sources[{n!r}]" for n in sources)]
+        given = [target, *(() if validation is None else (validation,)), *sources.values()]
+        pool = Pool(dict(zip(names, given, strict=True)), self.device, self.options.workers)
         with torch.no_grad():
-            logits = self._initial.eval()(target.inputs[:1].to(self.device))
-        self._classes = int(logits.shape[1])
-        self._target = self._take("target", target)
-        self._sources = {name: self._take(f"sources[{name!r}]", samples) for name, samples in sources.items()}
-        self._validation = None if validation is None else self._take("validation", validation)
-        self.dimension = resolve_dimension(self.options.dimension, parameters, len(self._target), self._classes)
+            inputs, _ = next(pool.batches(torch.arange(1)))
+            classes = int(initial.eval()(inputs).shape[1])
+        check_labels(pool, names, classes)
+        first = len(names) - len(sources)
+        source_parts = {name: [first + i] for i, name in enumerate(sources)}
+        self.samples = pool.view({"target": [0], **source_parts})
+        held_out = None if validation is None else pool.view({"validation": [1]})
+        labelled = pool.view({"target": list(range(first)), **source_parts})
+        chosen = select(initial, self.options.selection(initial))
+        parameters = sum(value.numel() for value in chosen.values())
+        self.dimension = resolve_dimension(self.options.dimension, parameters, self.samples.sizes[0], classes)
+        folder = None if checkpoint is None else Path(checkpoint) / f"seed-{self.seed}"
+        around = Surroundings(self.options, self.samples, held_out, initial, self.seed, folder)
+        together = dataclasses.replace(around, samples=labelled, validation=None)
+        supplied = None if source_models is None else _states(source_models, sources)
+        self._prepared = Preparation(around, together, parameters, self.dimension, supplied)
+        self._given, self._given_target, self._given_validation = dict(sources), target, validation
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The names of the sources."""
+        return self.samples.names[1:]
 
     def fit(self, strategy: str, on_epoch: Callable[[EpochRecord], None] | None = None) -> TrainingRun:
         """Train from the common initialisation with one strategy.
 
         Args:
             strategy: A name in :data:`transferops.otqms.STRATEGIES`.
-            on_epoch: Called with the record of every epoch as soon as it is over.
+            on_epoch: Called with the record of every epoch as soon as it is over; not again for epochs that a
+                checkpoint has, unless the process was killed between the two.
 
         Returns:
             The kept model and the records.
 
         Raises:
-            ValueError: If the strategy is unknown.
+            ValueError: If the strategy is unknown, or a checkpoint is damaged or of another training.
             RuntimeError: If the training diverges.
         """
         check_strategies([strategy])
-        source_model_seconds = self._sources_trained[1] if STRATEGIES[strategy].uses_source_models else 0.0
-        model = copy.deepcopy(self._initial)
-        stopping = EarlyStopping(self.options.patience)
-        records = []
-        with self._seeded() as generator:
-            optimizer = self._optimizer(model)
-            for epoch in range(1, self.options.epochs + 1):
-                record = self._epoch(epoch, strategy, model, optimizer, stopping, generator)
-                records.append(record)
-                if on_epoch is not None:
-                    on_epoch(record)
-                if stopping.over(epoch):
-                    break
-        stopping.restore(model)
-        return TrainingRun(strategy, tuple(records), stopping.epoch, source_model_seconds, model.eval())
+        plan = STRATEGIES[strategy]
+        preparation = self._prepare(plan)
+        if plan.construction is not None:
+            return self._construct(strategy, plan, preparation, on_epoch)
+        around = self._prepared.labelled if plan.all_labels else self._prepared.around
+        run = self._prepared.run(strategy, "training", plan.phases, on_epoch=on_epoch, around=around)
+        model = run.complete()
+        return TrainingRun(strategy, tuple(run.records), run.kept_epoch, preparation, model, run.gram)
+
+    def report(self, run: TrainingRun, *, retrain: bool = False) -> Report:
+        """What a run of this trainer did and why.
+
+        Args:
+            run: From :meth:`fit`.
+            retrain: Whether to repeat the training without each source in turn (K trainings, source models and
+                checkpoints not shared), for what the sources are really worth.
+
+        Raises:
+            ValueError: If ``retrain`` is asked for and there are fewer than two sources, no validation samples, or a
+                strategy that does not look at them.
+        """
+        if retrain and (len(self.source_names) < 2 or self._prepared.around.validation is None):
+            fail("retrain", "at least two sources and validation samples", "fewer")
+        if run.gram is None and not retrain:
+            return Report(run, self.source_names, ())
+        plan = STRATEGIES[run.strategy]
+        sizes, dimension = self.samples.sizes, float(self.dimension)
+        if plan.surveys:
+            sizes = (self._prepared.labelled if plan.all_labels else self._prepared.around).samples.sizes
+            dimension = max(self._prepared.survey(plan.all_labels).dimension, LEAST_DIMENSION)
+        gram = self.gram(run.model) if run.gram is None else run.gram
+        weighted = any(record.phase == "weights" for record in run.epochs)
+        rises = leave_one_out(gram, sizes[0], sizes[1:], dimension, "weight" if weighted else "quantity")
+        judged = judge_sources(gram.diagonal().clamp_min(0), sizes[0], sizes[1:], dimension)
+        values = [
+            SourceValue(name, float(gram[i, i]), rise, self._without(name, run) if retrain else None)
+            for i, (name, rise) in enumerate(zip(self.source_names, rises, strict=True))
+        ]
+        worth = [value.predicted if value.retrained is None else value.retrained for value in values]
+        order = sorted(range(len(values)), key=lambda i: -worth[i])
+        verdicts = judged.sentences(self.source_names)
+        return Report(run, self.source_names, tuple(values[i] for i in order), tuple(verdicts))
+
+    def _without(self, source: str, run: TrainingRun) -> float:
+        """Rise of the kept validation loss when ``source`` is left out."""
+        rest = {name: part for name, part in self._given.items() if name != source}
+        trainer = OTQMS(
+            lambda: copy.deepcopy(self._prepared.around.initial),
+            self._given_target,
+            rest,
+            validation=self._given_validation,
+            options=self.options,
+            seed=self.seed,
+        )
+        with_it, without = run.kept.validation_loss, trainer.fit(run.strategy).kept.validation_loss
+        if with_it is None or without is None:
+            fail("retrain", "a strategy that validates", repr(run.strategy))
+        return without - with_it
 
     def source_models(self) -> list[nn.Module]:
         """One trained model per source, in evaluation mode; trained once, when first needed."""
-        return self._sources_trained[0]
+        return self._prepared.source_models()
 
     def gram(self, model: nn.Module) -> torch.Tensor:
         """A = Theta^T J Theta at ``model``, float64 ``[K, K]``.
 
-        J is the exact Fisher information on the target's training samples: the empirical one vanishes with
-        the training loss, and with it every reason not to take everything.
+        J is the Fisher information on the target's training samples; the exact one by default: the empirical
+        one vanishes with the training loss, and with it every reason not to take everything.
         """
-        directions = parameter_differences(self.source_models(), model)
-        return FisherInformation(model, estimator="exact").gram(directions, self._target.batches())
+        return self._prepared.gram(model, self.samples)
 
-    def _epoch(
-        self,
-        epoch: int,
-        strategy: str,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        stopping: EarlyStopping,
-        generator: torch.Generator,
-    ) -> EpochRecord:
+    def _prepare(self, plan: Strategy) -> float:
+        """Train what the strategy needs beforehand; the seconds it took."""
+        seconds = 0.0
+        if plan.uses_source_models and self.options.directions == "models":
+            seconds += self._prepared.sources[1]
+        if plan.anchor is not None:
+            seconds += self._prepared.anchor(plan.anchor)[1]
+        if plan.surveys:
+            seconds += self._prepared.survey(plan.all_labels).seconds
+        return seconds
+
+    def _construct(
+        self, strategy: str, plan: Strategy, preparation: float, on_epoch: Callable[[EpochRecord], None] | None
+    ) -> TrainingRun:
+        """A model put together rather than trained: a run of one epoch that took nothing from the sources."""
+        assert plan.construction is not None
         start = perf_counter()
-        available = tuple(len(samples) for samples in self._sources.values())
-        decision = STRATEGIES[strategy].decide(
-            Situation(epoch, len(self._target), available, self.dimension, gram=lambda: self.gram(model))
-        )
-        decided = perf_counter()
-        drawn = [
-            samples.subset(draw(samples.labels, quantity, generator))
-            for samples, quantity in zip(self._sources.values(), decision.quantities, strict=True)
-        ]
-        union = TensorSamples.union([self._target, *drawn])
-        options = self.options
-        train_loss = train_epoch(model, optimizer, union, options.batch_size, options.min_steps, generator)
-        validation = None if self._validation is None else evaluate(model, self._validation)
-        stopping.update(epoch, validation, model)
-        return EpochRecord(
-            epoch=epoch,
-            quantities=dict(zip(self._sources, decision.quantities, strict=True)),
-            samples=len(union),
-            train_loss=train_loss,
-            validation_loss=None if validation is None else validation.loss,
-            validation_accuracy=None if validation is None else validation.accuracy,
-            predicted_risk=decision.predicted_risk,
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(stream_seed(self.seed, "construction"))
+            model = plan.construction(self).to(self.device).eval()
+        held_out = self._prepared.around.validation
+        assessed = None if held_out is None else evaluate(model, held_out)
+        record = EpochRecord(
+            epoch=1,
+            quantities=dict.fromkeys(self.source_names, 0),
+            samples=self.samples.sizes[0],
+            train_loss=evaluate(model, self.samples, 0).loss,
+            validation_loss=None if assessed is None else assessed.loss,
+            validation_accuracy=None if assessed is None else assessed.accuracy,
+            predicted_risk=None,
             seconds=perf_counter() - start,
-            allocation_seconds=decided - start,
+            allocation_seconds=0.0,
+            phase="construct",
+            shares=dict.fromkeys(self.source_names, 0.0),
         )
+        if on_epoch is not None:
+            on_epoch(record)
+        return TrainingRun(strategy, (record,), 1, preparation, model)
 
-    @cached_property
-    def _sources_trained(self) -> tuple[list[nn.Module], float]:
-        """The source models and the seconds that their training took."""
-        start = perf_counter()
-        options = self.options
-        models = []
-        with self._seeded() as generator:
-            for samples in self._sources.values():
-                model = copy.deepcopy(self._initial)
-                optimizer = self._optimizer(model)
-                train_epoch(model, optimizer, samples, options.batch_size, options.source_steps, generator)
-                models.append(model.eval())
-        return models, perf_counter() - start
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        return self.options.optimizer(trained, lr=self.options.lr)
-
-    def _take(self, name: str, samples: Samples) -> TensorSamples:
-        """``samples`` on the device, checked."""
-        if len(samples.labels) == 0:
-            fail(name, "at least one sample", "none")
-        lowest, highest = int(samples.labels.min()), int(samples.labels.max())
-        if lowest < 0 or highest >= self._classes:
-            expected = f"labels from 0 to {self._classes - 1}, one per logit of the model"
-            fail(name, expected, f"labels from {lowest} to {highest}")
-        return TensorSamples.on(self.device, samples)
-
-    @contextmanager
-    def _seeded(self) -> Iterator[torch.Generator]:
-        """Seed everything random inside, give the caller's random state back after."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(self.seed)
-            yield torch.Generator().manual_seed(self.seed)
+def _states(models: Mapping[str, nn.Module | State], sources: Mapping[str, Source]) -> list[State]:
+    missing = [name for name in sources if name not in models]
+    if missing:
+        fail("source_models", f"a model for every source, {missing[0]!r} included", describe(", ".join(models)))
+    chosen = [models[name] for name in sources]
+    return [model.state_dict() if isinstance(model, nn.Module) else model for model in chosen]

@@ -1,56 +1,20 @@
-"""The inner loops that every strategy shares: an epoch of training, an evaluation, a stratified draw."""
+"""What every training is made of: an evaluation, and the optimiser steps of one epoch."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-_EVALUATION_BATCH = 512
-
-
-class Samples(Protocol):
-    """Anything with ``inputs`` float32 ``[N, ...]`` and ``labels`` int64 ``[N]``, such as a domain."""
-
-    @property
-    def inputs(self) -> torch.Tensor: ...
-
-    @property
-    def labels(self) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True, eq=False)
-class TensorSamples:
-    """The plainest :class:`Samples`."""
-
-    inputs: torch.Tensor
-    labels: torch.Tensor
-
-    @classmethod
-    def on(cls, device: torch.device, samples: Samples) -> TensorSamples:
-        """``samples`` on ``device``."""
-        return cls(samples.inputs.to(device), samples.labels.to(device))
-
-    @classmethod
-    def union(cls, parts: Sequence[Samples]) -> TensorSamples:
-        """All samples of ``parts``, which are on one device, in order."""
-        return cls(torch.cat([part.inputs for part in parts]), torch.cat([part.labels for part in parts]))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, index: torch.Tensor) -> TensorSamples:
-        """The samples at ``index``, int64 ``[M]``."""
-        return TensorSamples(self.inputs[index], self.labels[index])
-
-    def batches(self, size: int = _EVALUATION_BATCH) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """``(inputs, labels)`` in order, at most ``size`` samples at a time."""
-        yield from zip(torch.split(self.inputs, size), torch.split(self.labels, size), strict=True)
+from transferops.otqms.distributed import World
+from transferops.otqms.options import TrainingOptions
+from transferops.otqms.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -62,76 +26,184 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, samples: TensorSamples) -> Evaluation:
-    """Cross-entropy and accuracy of ``model``, put in evaluation mode, on ``samples``."""
+def evaluate(model: nn.Module, samples: Pool, part: int | None = None, world: World | None = None) -> Evaluation:
+    """Cross-entropy and accuracy of ``model``, put in evaluation mode, on ``samples`` or one part of them."""
+    world = world or World()
     model.eval()
-    loss = torch.zeros((), device=samples.labels.device, dtype=torch.float64)
-    right = torch.zeros((), device=samples.labels.device, dtype=torch.int64)
-    for inputs, labels in samples.batches():
+    positions = samples.positions(part)
+    sums = torch.zeros(2, device=samples.device, dtype=torch.float64)
+    for inputs, labels in samples.batches(world.share(positions)):
         logits = model(inputs)
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        right += (logits.argmax(1) == labels).sum()
-    return Evaluation(loss.item() / len(samples), right.item() / len(samples))
+        sums[0] += F.cross_entropy(logits.float(), labels, reduction="sum")
+        sums[1] += (logits.argmax(1) == labels).sum()
+    loss, right = world.sum(sums).tolist()
+    return Evaluation(loss / len(positions), right / len(positions))
 
 
-def train_epoch(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    samples: TensorSamples,
-    batch_size: int,
-    min_steps: int,
-    generator: torch.Generator,
-) -> float:
-    """Pass over ``samples`` in random order, again and again until ``min_steps`` steps are made.
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """The batches of an epoch: ``passes`` passes over the drawn samples, each in an order of its own.
 
-    The batches differ in size by at most one sample: a last batch of a single sample would upset the
-    optimiser's moments and stop a normalisation layer.
+    The batches of a pass differ in size by at most one sample: a last batch of a single sample would upset
+    the optimiser's moments and stop a normalisation layer.
 
-    Returns:
-        The mean cross-entropy over the samples, each measured just before its step.
-
-    Raises:
-        RuntimeError: If that is not finite: the training has diverged.
+    Attributes:
+        order: Positions, int64 ``[passes, n]``.
+        steps: Batches in a pass.
+        weights: Loss weight of each entry of ``order``, of mean 1 in a pass; ``None``: all 1.
     """
-    model.train()
-    device = samples.labels.device
-    steps = math.ceil(len(samples) / batch_size)
-    passes = max(1, math.ceil(min_steps / steps))
-    total = torch.zeros((), device=device)
-    for _ in range(passes):
-        order = torch.randperm(len(samples), generator=generator).to(device)
-        for index in order.tensor_split(steps):
-            loss = F.cross_entropy(model(samples.inputs[index]), samples.labels[index])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += loss.detach() * len(index)
-    mean = total.item() / (passes * len(samples))
-    if not math.isfinite(mean):
-        raise RuntimeError(f"the training diverged: its mean loss is {mean}; a smaller learning rate may help")
-    return mean
+
+    order: torch.Tensor
+    steps: int
+    weights: torch.Tensor | None = None
+
+    @classmethod
+    def shuffled(
+        cls,
+        drawn: torch.Tensor,
+        batch_size: int,
+        min_steps: int,
+        generator: torch.Generator,
+        weights: torch.Tensor | None = None,
+    ) -> EpochPlan:
+        """Passes over ``drawn`` until at least ``min_steps`` steps are made; ``weights`` are those of ``drawn``."""
+        steps = math.ceil(len(drawn) / batch_size)
+        passes = max(1, math.ceil(min_steps / steps))
+        shuffles = torch.stack([torch.randperm(len(drawn), generator=generator) for _ in range(passes)])
+        scaled = None if weights is None else (weights / weights.mean())[shuffles]
+        return cls(drawn[shuffles], steps, scaled)
+
+    @property
+    def samples(self) -> int:
+        """Samples in a pass."""
+        return int(self.order.shape[1])
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all passes."""
+        return self.steps * len(self.order)
+
+    def batches(self) -> list[torch.Tensor]:
+        """The positions of every step."""
+        return [batch for row in self.order for batch in row.tensor_split(self.steps)]
+
+    def batch_weights(self) -> list[torch.Tensor] | None:
+        """The weights of every step."""
+        if self.weights is None:
+            return None
+        return [batch for row in self.weights for batch in row.tensor_split(self.steps)]
 
 
-def draw(labels: torch.Tensor, quantity: int, generator: torch.Generator) -> torch.Tensor:
-    """Choose samples at random, without replacement, in the proportions of the classes.
+class Stepper:
+    """Takes optimiser steps; what it consists of is what a checkpoint keeps.
 
-    The sample that comes r-th (from 0) in a random order of its class of m gets the key (r + u) / m, u
-    uniform in [0, 1), and the smallest keys are taken: every class is represented by its share of
-    ``quantity`` up to a rounding that is itself random.
+    The gradient of a step is that of the weighted mean loss over the whole batch, in however many pieces and
+    processes it is computed.
 
     Args:
-        labels: int64 ``[N]``.
-        quantity: How many, from 0 to N.
-        generator: On the CPU.
-
-    Returns:
-        Positions, int64 ``[quantity]``, on the device of ``labels``.
+        model: Trained in place.
+        options: How.
+        lr: Learning rate.
+        world: The processes that share every batch.
     """
-    order = torch.randperm(len(labels), generator=generator)
-    shuffled = labels.cpu()[order]
-    keys = torch.rand(len(labels), generator=generator, dtype=torch.float64)
-    for label in torch.unique(shuffled):
-        members = shuffled == label
-        count = int(members.sum())
-        keys[members] = (keys[members] + torch.arange(count)) / count
-    return order[keys.argsort()[:quantity]].to(labels.device)
+
+    def __init__(self, model: nn.Module, options: TrainingOptions, lr: float, world: World) -> None:
+        self.model = model
+        self._options = options
+        self._lr = lr
+        self._world = world
+        self._device = next(model.parameters()).device
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = options.optimizer(trained, lr=lr)
+        self._schedule = options.schedule(self.optimizer) if callable(options.schedule) else None
+        self._scaler = torch.amp.GradScaler(self._device.type, enabled=options.autocast is torch.float16)
+        forward = world.parallel(model)
+        self._forward: Any = torch.compile(forward) if options.compile else forward
+
+    def steps(self, samples: Pool, plan: EpochPlan, first: int, progress: tuple[int, int]) -> Iterator[torch.Tensor]:
+        """Take the steps of ``plan`` from ``first`` on.
+
+        Args:
+            samples: What the plan's positions are in.
+            plan: The epoch.
+            first: Steps already taken, from 0.
+            progress: Epochs before this one, and in all: where a schedule is.
+
+        Yields:
+            After every step, this process's part of the loss summed over the batch, as it was before the step.
+        """
+        self.model.train()
+        batches, weights = plan.batches()[first:], plan.batch_weights()
+        pieces = [self._pieces(batch) for batch in batches]
+        if weights is None:
+            factors: list[list[torch.Tensor] | None] = [None] * len(batches)
+        else:
+            factors = [self._pieces(weight) for weight in weights[first:]]
+        stream = samples.read([piece for own in pieces for piece in own])
+        for number, (batch, own, factor) in enumerate(zip(batches, pieces, factors, strict=True), start=first):
+            if self._options.schedule == "cosine":
+                self._set_lr((progress[0] + number / plan.total_steps) / progress[1])
+            yield self._step(stream, len(batch), own, factor, idle=self._world.rank >= len(batch))
+
+    def end_epoch(self) -> None:
+        """Tell the scheduler."""
+        if self._schedule is not None:
+            self._schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Optimiser, scheduler and loss scale, for :meth:`load_state_dict`; the model is kept apart."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": None if self._schedule is None else self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state``."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._schedule is not None:
+            self._schedule.load_state_dict(state["schedule"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+
+    def _step(
+        self,
+        stream: Iterator[tuple[torch.Tensor, torch.Tensor]],
+        batch: int,
+        pieces: Sequence[torch.Tensor],
+        factors: Sequence[torch.Tensor] | None,
+        idle: bool,
+    ) -> torch.Tensor:
+        options = self._options
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=self._device)
+        for i in range(len(pieces)):
+            inputs, labels = next(stream)
+            with contextlib.ExitStack() as stack:
+                if self._world.size > 1 and i < len(pieces) - 1:
+                    stack.enter_context(self._forward.no_sync())
+                with torch.autocast(self._device.type, options.autocast, enabled=options.autocast is not None):
+                    logits = self._forward(inputs)
+                losses = options.loss(logits if options.autocast is None else logits.float(), labels)
+                if factors is not None:
+                    losses = losses * factors[i].to(self._device)
+                loss = losses.sum()
+                if idle:
+                    loss = 0 * loss
+                # Processes average their gradients, hence the factor of their number.
+                self._scaler.scale(loss * (self._world.size / batch)).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return total
+
+    def _pieces(self, batch: torch.Tensor) -> list[torch.Tensor]:
+        """This process's part of a batch, in pieces; one sample, which will not count, if it has none."""
+        own = self._world.share(batch)
+        if len(own) == 0:
+            own = batch[:1]
+        return list(own.tensor_split(min(self._options.accumulate, len(own))))
+
+    def _set_lr(self, progress: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr * (1 + math.cos(math.pi * progress)) / 2

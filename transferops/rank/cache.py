@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from transferops import __version__
-from transferops.otqms import checkpoint
+from transferops import _checkpoint as checkpoint
 from transferops.rank.extraction import HEAD_INPUT, Extraction, extract
 
 _PART = 2048

@@ -1,0 +1,259 @@
+"""Several processes, data sets that are read as they go, and ways to compute a step that change nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from transferops.otqms import OTQMS, TrainingOptions, TrainingRun
+from transferops.otqms.guard import judge_sources
+from transferops.otqms.pool import Pool, TensorSamples
+
+OPTIONS = TrainingOptions(epochs=3, patience=3, batch_size=9, min_steps=8, source_steps=20, lr=1e-2, schedule="cosine")
+STRATEGIES = ("quantities", "weights", "recommended")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def task(seed: int, per_class: int, turn: int = 0) -> TensorSamples:
+    """Three Gaussian classes; ``turn`` exchanges the labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(3 * per_class) % 3
+    inputs = 2 * torch.eye(3, 4)[labels] + 0.7 * torch.randn(len(labels), 4, generator=generator)
+    return TensorSamples(inputs, (labels + turn) % 3)
+
+
+TARGET, VALIDATION = task(0, 5), task(5, 4)
+SOURCES: dict[str, Any] = {"near": task(1, 20), "far": task(2, 16, 1), "small": task(3, 3)}
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def fit(strategy: str, target: Any = TARGET, sources: Any = None, **changes: Any) -> TrainingRun:
+    options = dataclasses.replace(OPTIONS, **changes)
+    return OTQMS(network, target, sources or SOURCES, validation=VALIDATION, options=options).fit(strategy)
+
+
+def numbers(run: TrainingRun) -> list[dict[str, Any]]:
+    """The records without times."""
+    return [{k: v for k, v in dataclasses.asdict(r).items() if "seconds" not in k} for r in run.epochs]
+
+
+SCRIPT = """
+import json, os, sys
+sys.path.insert(0, {tests!r})
+import clarabel, torch, torch._dynamo
+import torch.distributed as distributed
+torch.set_num_threads(1)
+from test_otqms_trainer_scale import STRATEGIES, fit, numbers
+size = int(sys.argv[2])
+children = []
+for rank in range(size):
+    child = os.fork()
+    if child == 0:
+        address = "file://" + sys.argv[1] + "/store"
+        distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
+        results = {{name: numbers(fit(name)) for name in STRATEGIES}}
+        with open(f"{{sys.argv[1]}}/{{rank}}.json", "w") as file:
+            json.dump(results, file)
+        distributed.barrier()
+        os._exit(0)
+    children.append(child)
+print([os.waitpid(child, 0)[1] for child in children])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_two_processes_are_like_one(tmp_path: Path) -> None:
+    """The same decisions, and the same losses up to float32 rounding, with the same global batch."""
+    pytest.importorskip("clarabel")
+    command = [sys.executable, "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(tmp_path), "2"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.stdout == "[0, 0]\n", finished.stderr
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for name in STRATEGIES:
+        alone = numbers(fit(name))
+        for together in (rank[name] for rank in ranks):
+            assert len(together) == len(alone)
+            for a, b in zip(alone, together, strict=True):
+                for key, value in a.items():
+                    # Sums in another order: 1e-7 each, growing over some tens of steps.
+                    expected = pytest.approx(value, rel=1e-4, abs=1e-6) if isinstance(value, float) else value
+                    if isinstance(value, dict):
+                        expected = {k: pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in value.items()}
+                    assert b[key] == expected, (name, a["epoch"], key)
+
+
+class Pairs(Dataset[Any]):
+    """The samples of a task one by one; counts how many were read."""
+
+    def __init__(self, samples: TensorSamples, labels_as: str | None = "targets") -> None:
+        self._samples = samples
+        self.read = 0
+        if labels_as is not None:
+            setattr(self, labels_as, samples.labels.tolist())
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        self.read += 1
+        return self._samples.inputs[index], int(self._samples.labels[index])
+
+
+class TestData:
+    @pytest.mark.parametrize("labels_as", ["targets", "labels", None])
+    def test_data_sets_are_like_tensors(self, labels_as: str | None) -> None:
+        sources = {name: Pairs(samples, labels_as) for name, samples in SOURCES.items()}
+        streamed = fit("quantities", Pairs(TARGET, labels_as), sources)
+        assert numbers(streamed) == numbers(fit("quantities"))
+
+    def test_only_what_is_taken_is_read(self) -> None:
+        sources = {name: Pairs(samples) for name, samples in SOURCES.items()}
+        fit("target-only", TARGET, sources)
+        assert [source.read for source in sources.values()] == [0, 0, 0]
+        fit("all-sources", TARGET, sources, epochs=1, min_steps=1)
+        assert [source.read for source in sources.values()] == [60, 48, 9]
+
+    def test_pool(self) -> None:
+        pool = Pool({"a": task(0, 2), "b": Pairs(task(1, 3))}, torch.device("cpu"))
+        assert pool.sizes == (6, 9)
+        assert pool.part_of(torch.tensor([0, 5, 6, 14])).tolist() == [0, 0, 1, 1]
+        inputs, labels = next(iter(pool.read([torch.tensor([7, 0])])))
+        torch.testing.assert_close(inputs, torch.stack([task(1, 3).inputs[1], task(0, 2).inputs[0]]))
+        assert labels.tolist() == [1, 0]
+        assert [len(labels) for _, labels in pool.batches(size=4)] == [4, 4, 4, 3]
+
+    @pytest.mark.parametrize(
+        ("part", "error", "message"),
+        [
+            (TensorSamples(torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64)), ValueError, "expected 3 labels"),
+            (TensorSamples(torch.zeros(2, 4), torch.zeros(2)), ValueError, "expected integer labels, shape"),
+            (iter([1]), TypeError, "expected inputs and labels, or a map-style data set"),
+        ],
+    )
+    def test_refuses(self, part: Any, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=rf"^sources\['odd'\]: {message}"):
+            OTQMS(network, TARGET, {"odd": part})
+
+
+class TestSteps:
+    def test_accumulation_changes_nothing(self) -> None:
+        whole, pieces = fit("recommended"), fit("recommended", accumulate=4)
+        for p, q in zip(whole.model.parameters(), pieces.model.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast(self, dtype: torch.dtype) -> None:
+        full, half = fit("all-sources"), fit("all-sources", autocast=dtype)
+        assert half.model[0].weight.dtype == torch.float32
+        losses = [run.epochs[-1].train_loss for run in (full, half)]
+        assert losses[0] != losses[1]
+        assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+    def test_another_loss(self) -> None:
+        def smoothed(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=0.5)
+
+        assert fit("all-sources", loss=smoothed).epochs[-1].train_loss > 0.5
+
+    def test_cosine(self) -> None:
+        """From the learning rate to 0 over all steps of a phase."""
+        rates: list[float] = []
+
+        class Recording(torch.optim.SGD):
+            def step(self, closure: Any = None) -> Any:
+                rates.append(self.param_groups[0]["lr"])
+                return super().step(closure)
+
+        fit("all-sources", optimizer=Recording, epochs=4, patience=4)
+        assert len(rates) == 4 * 15
+        expected = [1e-2 * (1 + math.cos(math.pi * step / 60)) / 2 for step in range(60)]
+        assert rates == pytest.approx(expected)
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_compiled_models_are_trained_compiled(self) -> None:
+        """Only unwrapped here: compiling takes longer than the rest of these tests together."""
+        compiled = OTQMS(lambda: torch.compile(network()), TARGET, SOURCES)
+        assert compiled.options.compile
+        assert type(compiled._prepared.around.initial) is nn.Sequential
+
+    def test_offloaded_and_rounded_source_models(self) -> None:
+        torch.manual_seed(0)
+        model = network()
+        trainers = [
+            OTQMS(network, TARGET, SOURCES, options=dataclasses.replace(OPTIONS, **changes))
+            for changes in ({}, {"offload": True}, {"offload": True, "source_dtype": torch.bfloat16})
+        ]
+        plain, offloaded, rounded = (trainer.gram(model) for trainer in trainers)
+        torch.testing.assert_close(plain, offloaded, rtol=1e-6, atol=0)
+        assert not torch.equal(plain, rounded)
+        torch.testing.assert_close(plain.diagonal(), rounded.diagonal(), rtol=0.05, atol=0)
+
+
+@pytest.fixture(scope="module")
+def trainer() -> OTQMS:
+    return OTQMS(network, TARGET, SOURCES, validation=VALIDATION, options=OPTIONS)
+
+
+class TestReport:
+    def test_table_and_pictures(self, trainer: OTQMS, tmp_path: Path) -> None:
+        pytest.importorskip("matplotlib")
+        run = trainer.fit("weights")
+        report = trainer.report(run)
+        assert {value.source for value in report.values} == set(SOURCES)
+        rises = [value.predicted for value in report.values]
+        assert rises == sorted(rises, reverse=True)
+        assert rises[-1] >= 0
+        assert [verdict.split(":")[0] for verdict in report.verdicts] == [f"source {name}" for name in SOURCES]
+        written = report.save(tmp_path / "report")
+        assert [path.name for path in written] == ["report.md", "shares.png", "risk.png", "gram.png"]
+        table = written[0].read_text()
+        assert table.count("\n| ") >= len(run.epochs) + 3
+        assert f"| **{run.kept_epoch}** |" in table
+
+    def test_of_a_survey(self, trainer: OTQMS) -> None:
+        """Judged by what the decision was taken by: the survey's matrix and d, all labelled samples."""
+        run, found = trainer.fit("recommended"), trainer._prepared.survey(all_labels=True)
+        report = trainer.report(run)
+        assert run.gram is found.gram
+        judged = judge_sources(found.gram.diagonal(), 15 + 12, [60, 48, 9], found.dimension)
+        assert list(report.verdicts) == judged.sentences(list(SOURCES))
+
+    def test_retrained(self, trainer: OTQMS) -> None:
+        run = trainer.fit("all-sources")
+        assert trainer.report(run).values == ()
+        report = trainer.report(run, retrain=True)
+        rest = {name: samples for name, samples in SOURCES.items() if name != "far"}
+        without = OTQMS(network, TARGET, rest, validation=VALIDATION, options=OPTIONS).fit("all-sources")
+        expected = without.kept.validation_loss - run.kept.validation_loss
+        found = {value.source: value.retrained for value in report.values}
+        assert found["far"] == pytest.approx(expected)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+
+    def test_refuses(self) -> None:
+        trainer = OTQMS(network, TARGET, SOURCES, options=OPTIONS)
+        run = trainer.fit("target-only")
+        with pytest.raises(ValueError, match=r"^retrain: expected at least two sources and validation samples"):
+            trainer.report(run, retrain=True)

@@ -1,0 +1,1 @@
+"""What others do with several sources, in the same harness: for comparison."""

@@ -1,0 +1,102 @@
+"""The processes that train together: one, or as many as torchrun started.
+
+Every process holds the whole trainer and takes every decision; only the work is shared. What is summed over
+processes is summed in float64 or by DistributedDataParallel, and what decides (the Gram matrix) is sent
+from process 0, so that no two processes can decide differently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: ``rank`` from 0 to ``size - 1``."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> World:
+        """Of the default process group; alone where there is none."""
+        if distributed.is_available() and distributed.is_initialized():
+            return cls(distributed.get_rank(), distributed.get_world_size())
+        return cls()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    def share(self, index: torch.Tensor) -> torch.Tensor:
+        """This process's part of ``index``: consecutive, sizes differ by at most one; perhaps empty."""
+        return index.tensor_split(self.size)[self.rank]
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over processes, of the dtype and on the device of ``value``."""
+        if self.size == 1:
+            return value
+        carried = _on_wire(value).clone()
+        distributed.all_reduce(carried)
+        return carried.to(value.device)
+
+    def send(self, tensors: Iterable[torch.Tensor], source: int = 0) -> None:
+        """Overwrite ``tensors`` with those of process ``source``."""
+        if self.size > 1:
+            for tensor in tensors:
+                carried = _on_wire(tensor.detach()).contiguous()
+                distributed.broadcast(carried, source)
+                tensor.detach().copy_(carried)
+
+    def gather(self, value: torch.Tensor) -> list[torch.Tensor]:
+        """``value``, of the same shape everywhere, from every process in order."""
+        if self.size == 1:
+            return [value]
+        carried = _on_wire(value)
+        parts = [torch.empty_like(carried) for _ in range(self.size)]
+        distributed.all_gather(parts, carried)
+        return [part.to(value.device) for part in parts]
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """``model`` with its gradients averaged over processes; itself if alone."""
+        if self.size == 1:
+            return model
+        device = next(model.parameters()).device
+        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+@contextmanager
+def launched(device: torch.device) -> Iterator[World]:
+    """The processes that torchrun started, connected inside; alone where it started none.
+
+    Args:
+        device: What they train on: GPUs are connected by NCCL, everything else by Gloo.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or not distributed.is_available():
+        yield World.current()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield World.current()
+    finally:
+        distributed.destroy_process_group()
+
+
+def _on_wire(value: torch.Tensor) -> torch.Tensor:
+    """``value`` where the processes can exchange it: NCCL knows GPUs only."""
+    return value.cuda() if distributed.get_backend() == "nccl" else value

@@ -1,0 +1,197 @@
+"""The samples: the target and its sources end to end, so that one position names one sample."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
+
+from transferops._validate import describe, fail
+
+_EVALUATION_BATCH = 512
+
+
+class Samples(Protocol):
+    """Anything with ``inputs`` float32 ``[N, ...]`` and ``labels`` int64 ``[N]``, such as a domain."""
+
+    @property
+    def inputs(self) -> torch.Tensor: ...
+
+    @property
+    def labels(self) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSamples:
+    """The plainest :class:`Samples`."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+Source = Samples | Dataset[Any]
+"""Tensors, or a map-style data set of (input, label) pairs.
+
+A data set is read sample by sample as it is needed, so it may be larger than memory. Its labels are needed
+beforehand: they are its attribute ``labels`` or ``targets``, or found in one pass over it.
+"""
+
+
+class Pool:
+    """Parts one after the other. Tensors are copied once, onto the device; data sets are read batch by batch.
+
+    Args:
+        parts: By name; tensors all of them, or data sets.
+        device: Where batches go.
+        workers: Processes that read data sets ahead.
+
+    Attributes:
+        names: Of the parts.
+        labels: int64 on the CPU, by position; those of unseen parts included.
+
+    Raises:
+        ValueError: A part is empty, or inputs and labels differ in number.
+        TypeError: A part is neither tensors nor a map-style data set.
+    """
+
+    def __init__(self, parts: Mapping[str, Source], device: torch.device, workers: int = 0) -> None:
+        self.names = tuple(parts)
+        self.device = device
+        labels = [_labels(name, part) for name, part in parts.items()]
+        self.labels = torch.cat(labels)
+        ends = torch.tensor([len(part) for part in labels]).cumsum(0).tolist()
+        self._ranges = list(zip([0, *ends[:-1]], ends, strict=True))
+        self._workers = workers
+        self._inputs: torch.Tensor | None = None
+        if all(_is_tensors(part) for part in parts.values()):
+            self._inputs = torch.cat([cast(Samples, part).inputs.to(device) for part in parts.values()])
+            self._device_labels = self.labels.to(device)
+        else:
+            self._dataset: Dataset[Any] = ConcatDataset([_as_dataset(part) for part in parts.values()])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Samples of each part."""
+        return tuple(stop - start for start, stop in self._ranges)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def view(self, parts: Mapping[str, Sequence[int]]) -> Pool:
+        """The same samples, of which only some parts are seen, or neighbours as one.
+
+        Args:
+            parts: Numbers of this pool's parts by the name of the new one; several must follow each other.
+        """
+        seen = copy.copy(self)
+        seen.names = tuple(parts)
+        seen._ranges = [(self._ranges[own[0]][0], self._ranges[own[-1]][1]) for own in parts.values()]
+        return seen
+
+    def positions(self, part: int | None = None) -> torch.Tensor:
+        """All positions, or those of a part."""
+        if part is None:
+            return torch.cat([torch.arange(*limits) for limits in self._ranges])
+        return torch.arange(*self._ranges[part])
+
+    def part_of(self, positions: torch.Tensor) -> torch.Tensor:
+        """The part that each position belongs to."""
+        return torch.bucketize(positions, torch.tensor([start for start, _ in self._ranges[1:]]), right=True)
+
+    def part_labels(self, part: int) -> torch.Tensor:
+        """The labels of a part, on the CPU."""
+        return self.labels[slice(*self._ranges[part])]
+
+    def read(self, batches: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """``(inputs, labels)`` on the device for each tensor of positions."""
+        if self._inputs is not None:
+            for batch in batches:
+                index = batch.to(self.device)
+                yield self._inputs[index], self._device_labels[index]
+            return
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=self._workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator().manual_seed(0),  # else it would draw from the global generator
+        )
+        for inputs, labels in loader:
+            yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+    def batches(
+        self, positions: torch.Tensor | None = None, size: int = _EVALUATION_BATCH
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """``(inputs, labels)`` in order, at most ``size`` at a time; of all samples or those at ``positions``."""
+        index = self.positions() if positions is None else positions
+        if len(index):
+            yield from self.read(list(torch.split(index, size)))
+
+
+def _collate(pairs: Sequence[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A batch; labels may be numbers or tensors."""
+    inputs: torch.Tensor = default_collate([pair[0] for pair in pairs])
+    return inputs, torch.tensor([int(pair[1]) for pair in pairs])
+
+
+def _is_tensors(part: Any) -> bool:
+    return isinstance(getattr(part, "inputs", None), torch.Tensor)
+
+
+def _labels(name: str, part: Source) -> torch.Tensor:
+    """The labels of a part, int64 on the CPU, checked."""
+    found = getattr(part, "labels", None)
+    if _is_tensors(part):
+        inputs = cast(Samples, part).inputs
+        if found is None or len(found) != len(inputs):
+            count = "none" if found is None else str(len(found))
+            fail(name, f"{len(inputs)} labels, one for each of its inputs", count)
+    elif not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
+        expected = "inputs and labels, or a map-style data set with a length"
+        fail(name, expected, describe(part), TypeError)
+    elif found is None:
+        found = getattr(part, "targets", None)
+    if found is None:
+        dataset = cast(Any, part)
+        found = [int(dataset[i][1]) for i in range(len(dataset))]
+    labels = torch.as_tensor(found)
+    if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+        fail(name, "integer labels, shape [N]", describe(labels))
+    if len(labels) == 0:
+        fail(name, "at least one sample", "none")
+    return labels.to("cpu", torch.int64)
+
+
+class _TensorDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    """Tensors beside data sets, in one pool."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._samples.inputs[index], self._samples.labels[index]
+
+
+def _as_dataset(part: Source) -> Dataset[Any]:
+    return _TensorDataset(cast(Samples, part)) if _is_tensors(part) else cast("Dataset[Any]", part)
+
+
+def check_labels(pool: Pool, names: Iterable[str], classes: int) -> None:
+    """Raise ``ValueError`` unless every label has a logit; ``names`` are those of the arguments."""
+    for part, name in enumerate(names):
+        labels = pool.part_labels(part)
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= classes:
+            expected = f"labels from 0 to {classes - 1}, one per logit of the model"
+            fail(name, expected, f"labels from {lowest} to {highest}")

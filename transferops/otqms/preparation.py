@@ -1,0 +1,256 @@
+"""What strategies need before they train: source models, models of the target alone, a survey."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from transferops.otqms import discrepancy, survey
+from transferops.otqms.dimension import distance_dimension
+from transferops.otqms.discrepancy import State
+from transferops.otqms.distributed import World
+from transferops.otqms.options import TrainingOptions
+from transferops.otqms.phases import Anchor, Decision, Phase, Situation, target_alone
+from transferops.otqms.pool import Pool
+from transferops.otqms.records import EpochRecord
+from transferops.otqms.run import Run, Surroundings, stream_seed
+from transferops.otqms.survey import Survey
+from transferops.otqms.training import evaluate
+
+
+class Preparation:
+    """Makes each of them once, when first needed, and sets up runs that can ask for them.
+
+    Args:
+        around: What all runs share.
+        labelled: The same with the validation samples among the target's, for runs that do not validate.
+        parameters: How many are trained and count.
+        dimension: The d of the risk formulas.
+        supplied: The source models' states, if they need not be trained.
+    """
+
+    def __init__(
+        self,
+        around: Surroundings,
+        labelled: Surroundings,
+        parameters: int,
+        dimension: float,
+        supplied: list[State] | None,
+    ) -> None:
+        self.around = around
+        self.labelled = labelled
+        self.parameters = parameters
+        self.dimension = dimension
+        self.options = around.options
+        self.device = around.samples.device
+        self._world = World.current()
+        self._supplied = supplied
+        self._surveys: dict[bool, Survey] = {}
+        self._starts: dict[bool, tuple[nn.Module, float]] = {}
+        self._anchors: dict[Anchor, tuple[nn.Module, float]] = {}
+        self._anchor_grams: dict[Anchor, torch.Tensor] = {}
+
+    @property
+    def source_names(self) -> tuple[str, ...]:
+        """The names of the sources."""
+        return self.around.samples.names[1:]
+
+    def run(
+        self,
+        name: str,
+        stream: str,
+        phases: tuple[Phase, ...],
+        on_epoch: Callable[[EpochRecord], None] | None = None,
+        alone: bool = False,
+        validated: bool = True,
+        around: Surroundings | None = None,
+    ) -> Run:
+        """A run in these surroundings, or others; ``alone`` in this process."""
+        return Run(
+            around or self.around,
+            name,
+            stream,
+            phases,
+            self._situation,
+            self._start_from,
+            World() if alone else self._world,
+            validated=validated,
+            on_epoch=on_epoch,
+        )
+
+    def source_models(self) -> list[nn.Module]:
+        """One trained model per source, in evaluation mode; trained once, when first needed."""
+        models = []
+        for state in self.sources[0]:
+            model = copy.deepcopy(self.around.initial)
+            model.load_state_dict(dict(state))
+            models.append(model.eval())
+        return models
+
+    def gram(self, model: nn.Module, samples: Pool) -> torch.Tensor:
+        """A at ``model`` with the Fisher information of the target's part of ``samples``."""
+        if self.options.directions == "models":
+            return discrepancy.gram(model, self.sources[0], samples, self.options, self._world)
+        generator = torch.Generator().manual_seed(stream_seed(self.around.seed, "gradients"))
+        found = discrepancy.newton_directions(model, samples, self.options, generator, self._world)
+        moved = {name: value.detach() for name, value in model.named_parameters()}
+        states: list[State] = [{name: moved[name] + value for name, value in d.items()} for d in found]
+        options = dataclasses.replace(self.options, parameters=list(found[0]))
+        return discrepancy.gram(model, states, samples, options, self._world)
+
+    @cached_property
+    def sources(self) -> tuple[list[State], float]:
+        """The parameters of the source models and the seconds that their training took.
+
+        Process r trains sources r, r + size, ... alone, so that they do not depend on how many processes
+        there are.
+        """
+        if self._supplied is not None:
+            return self._supplied, 0.0
+        states: list[State] = []
+        seconds = torch.zeros(len(self.source_names), dtype=torch.float64)
+        for i, name in enumerate(self.source_names):
+            if i % self._world.size == self._world.rank:
+                phases = (_source_phase(i, self.options),)
+                run = self.run(f"source-{i}", f"source/{name}", phases, alone=True, validated=False)
+                states.append(self._stored(run.complete()))
+                seconds[i] = run.seconds
+            else:
+                blank = self._stored(self.around.initial)
+                states.append({key: torch.empty_like(value) for key, value in blank.items()})
+        for i, state in enumerate(states):
+            self._world.send(state.values(), i % self._world.size)
+        return states, float(self._world.sum(seconds).sum())
+
+    def survey(self, all_labels: bool) -> Survey:
+        """A look at all tasks from a common start; with the validation samples among the target's, or without."""
+        if all_labels in self._surveys:
+            return self._surveys[all_labels]
+        common, seconds = self._common_start(all_labels)
+        around, batch = self.labelled if all_labels else self.around, self.options.batch_size
+        start = dataclasses.replace(around, validation=None, initial=common)
+        suffix = "-all" if all_labels else ""
+
+        def trained(name: str, stream: str, phase: Phase, around: Surroundings) -> nn.Module:
+            nonlocal seconds
+            run = self.run(f"survey-{name}", f"survey/{stream}", (phase,), around=around)
+            model = run.complete()
+            seconds += run.seconds
+            return model
+
+        states = [
+            self._stored(trained(f"source-{i}{suffix}", name, survey.probe(i, survey.SOURCE_STEPS, batch), start))
+            for i, name in enumerate(self.source_names)
+        ]
+        alone = survey.probe(None, survey.TARGET_STEPS, batch)
+        model = trained(f"target{suffix}", "target", alone, start)
+        generator = torch.Generator().manual_seed(stream_seed(self.around.seed, "halves"))
+        parts = survey.halves(start.samples, generator)
+        sizes, found = [len(part) for part in parts], []
+        for name, part in zip(("first", "second"), parts, strict=True):
+            half = dataclasses.replace(start, samples=Pool({"target": part}, self.device))
+            found.append(self._stored(trained(f"{name}-half{suffix}", "target", alone, half)))
+        gram = discrepancy.gram(model, [*states, *found], start.samples, self.options, self._world)
+        apart = gram[-1, -1] + gram[-2, -2] - 2 * gram[-1, -2]
+        measured = float(distance_dimension(max(float(apart), 0.0), *sizes))
+        sources = len(states)
+        self._surveys[all_labels] = Survey(gram[:sources, :sources].contiguous(), measured, seconds)
+        return self._surveys[all_labels]
+
+    def _common_start(self, all_labels: bool) -> tuple[nn.Module, float]:
+        """The model that a survey starts from and the seconds its training took."""
+        if all_labels not in self._starts:
+            around = dataclasses.replace(self.labelled if all_labels else self.around, validation=None)
+            name = "warm-up-all" if all_labels else "warm-up"
+            run = self.run(name, "warm-up", (survey.warm_up(),), around=around)
+            self._starts[all_labels] = run.complete(), run.seconds
+        return self._starts[all_labels]
+
+    def anchor(self, anchor: Anchor) -> tuple[nn.Module, float]:
+        """A model trained on the target alone and the seconds its training took."""
+        if anchor not in self._anchors:
+            phase = Phase(target_alone, epochs=1 if anchor == "under" else None)
+            run = self.run(f"anchor-{anchor}", "training", (phase,), validated=anchor == "exact")
+            self._anchors[anchor] = run.complete(), run.seconds
+        return self._anchors[anchor]
+
+    def _start_from(self, run: Run, start: str) -> State:
+        """The state that a phase of ``run`` starts from."""
+        if start == "best-source":
+            return self._best_source()
+        return self._common_start(run.around is self.labelled)[0].state_dict()
+
+    def _best_source(self) -> State:
+        """The state of the source model of least cross-entropy on the target's labelled samples."""
+        losses = []
+        for model in self.source_models():
+            loss = evaluate(model, self.around.samples, 0).loss * self.around.samples.sizes[0]
+            if self.around.validation is not None:
+                loss += evaluate(model, self.around.validation).loss * len(self.around.validation)
+            losses.append(loss)
+        return self.sources[0][min(range(len(losses)), key=losses.__getitem__)]
+
+    def _stored(self, model: nn.Module) -> State:
+        """A copy of a model's state, where and in the precision that source models are kept."""
+        options = self.options
+
+        def kept(value: torch.Tensor) -> torch.Tensor:
+            dtype = options.source_dtype if value.is_floating_point() else None
+            return value.to("cpu" if options.offload else self.device, dtype or value.dtype, copy=True)
+
+        return {key: kept(value) for key, value in model.state_dict().items()}
+
+    def _situation(self, run: Run, epoch: int, previous: Decision | None) -> Situation:
+        samples = run.around.samples
+
+        def gram() -> torch.Tensor:
+            run.gram = self.gram(run.model, samples)
+            return run.gram
+
+        def anchor_gram(anchor: Anchor) -> torch.Tensor:
+            if anchor not in self._anchor_grams:
+                self._anchor_grams[anchor] = self.gram(self.anchor(anchor)[0], self.around.samples)
+            run.gram = self._anchor_grams[anchor]
+            return run.gram
+
+        def released_gram() -> torch.Tensor:
+            sources = self.sources[0]
+            run.gram = discrepancy.released_gram(run.model, sources, samples, self.options, self._world)
+            return run.gram
+
+        def surveyed() -> Survey:
+            found = self.survey(run.around is self.labelled)
+            run.gram = found.gram
+            return found
+
+        sizes = samples.sizes
+        return Situation(
+            epoch=epoch,
+            target_samples=sizes[0],
+            source_samples=sizes[1:],
+            dimension=self.dimension,
+            parameters=self.parameters,
+            gram=gram,
+            anchor_gram=anchor_gram,
+            released_gram=released_gram,
+            survey=surveyed,
+            budget=self.options.budget,
+            previous=previous,
+            samples=samples,
+            model=run.model,
+        )
+
+
+def _source_phase(source: int, options: TrainingOptions) -> Phase:
+    """One epoch on all samples of a source and nothing else."""
+
+    def only(situation: Situation) -> Decision:
+        taken = (size if i == source else 0 for i, size in enumerate(situation.source_samples))
+        return Decision(tuple(taken), target=0)
+
+    return Phase(only, epochs=1, steps=options.source_steps, name="source")
