@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench lint format cpp cuda-report cuda-build dist clean
+.PHONY: demo test bench docs lint format cpp cuda-report cuda-build dist clean
 
 # The main job on real data: how many samples of each source to train with.
 demo: $(VENV)/.installed-cli
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-test
 # pytest-benchmark, one file per family; writes JSON and a Markdown table under bench/results.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python bench/run.py
+
+# The documentation as a site under build/site; a warning is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.installed-lint $(VENV)/.installed-cli
 	$(BIN)/ruff check .

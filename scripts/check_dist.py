@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-NOT_SHIPPED = (".ci/", ".gitignore", "docs/")
+NOT_SHIPPED = (".ci/", ".gitignore")
 
 
 def main(folder: Path) -> int:

@@ -21,15 +21,13 @@ def load_digits_domains() -> DomainBundle:
 
     The images are shuffled once, with a fixed seed, and cut into disjoint parts, each put through one shift:
 
-    ================ =====================================================================
-    ``rotated-30``   turned by 30 degrees; meant as the target, with twice as many images
-    ``rotated-15``   turned by 15 degrees: near the target
-    ``plain``        as they are
-    ``blurred``      averaged over 3x3 pixels
-    ``inverted``     dark on light
-    ``mirrored``     left and right exchanged: different shapes for most digits
-    ``rotated-90``   turned by 90 degrees: far from the target
-    ================ =====================================================================
+    - ``rotated-30``: turned by 30 degrees; meant as the target, with twice as many images
+    - ``rotated-15``: turned by 15 degrees: near the target
+    - ``plain``: as they are
+    - ``blurred``: averaged over 3x3 pixels
+    - ``inverted``: dark on light
+    - ``mirrored``: left and right exchanged: different shapes for most digits
+    - ``rotated-90``: turned by 90 degrees: far from the target
 
     Returns:
         Seven domains, inputs float32 ``[N, 1, 8, 8]`` in [-1, 1], ten classes. Always the same.
