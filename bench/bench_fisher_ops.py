@@ -89,22 +89,39 @@ def test_linear_grad_norm(benchmark: object, samples: int, positions: int, input
     )
 
 
-# samples, channels in and out, size of the image, kernel, stride
-CONV = [(64, 256, 256, 8, 3, 1), (64, 64, 64, 32, 3, 1), (64, 64, 128, 32, 3, 2), (64, 3, 64, 32, 3, 1)]
+# samples, channels in and out, size of the image, kernel, stride, groups
+CONV = [
+    (64, 256, 256, 8, 3, 1, 1),
+    (64, 64, 64, 32, 3, 1, 1),
+    (64, 64, 128, 32, 3, 2, 1),
+    (64, 3, 64, 32, 3, 1, 1),
+    (16, 3, 64, 64, 7, 2, 1),
+    (16, 64, 64, 32, 3, 1, 64),
+    (16, 96, 96, 14, 5, 1, 96),
+]
 
 
 @pytest.mark.parametrize("quantity", ["diagonal", "projection", "norm"])
-@pytest.mark.parametrize(("samples", "channels", "outputs", "size", "kernel", "stride"), CONV)
+@pytest.mark.parametrize(("samples", "channels", "outputs", "size", "kernel", "stride", "groups"), CONV)
 def test_conv(
-    benchmark: object, samples: int, channels: int, outputs: int, size: int, kernel: int, stride: int, quantity: str
+    benchmark: object,
+    samples: int,
+    channels: int,
+    outputs: int,
+    size: int,
+    kernel: int,
+    stride: int,
+    groups: int,
+    quantity: str,
 ) -> None:
     side, pad = size // stride, kernel // 2
     x, b = random(samples, channels, size, size), random(samples, outputs, side, side)
-    d = random(5, outputs, channels, kernel, kernel)
-    window = ([kernel, kernel], stride, pad)
+    d = random(5, outputs, channels // groups, kernel, kernel)
+    window = ([kernel, kernel], stride, pad, 1, groups)
 
     def gradients() -> Tensor:
-        return torch.bmm(b.flatten(2), F.unfold(x, kernel, 1, pad, stride).mT)
+        patches = F.unfold(x, kernel, 1, pad, stride).view(samples * groups, -1, side**2)
+        return torch.bmm(b.view(samples * groups, -1, side**2), patches.mT).view(samples, outputs, -1)
 
     ours = {
         "diagonal": lambda: ops.conv_fisher_diagonal(x, b, *window),
@@ -116,17 +133,25 @@ def test_conv(
         "projection": lambda: gradients().flatten(1) @ d.flatten(1).T,
         "norm": lambda: gradients().square_().flatten(1).sum(1),
     }
-    columns, positions = channels * kernel**2, side**2
+    columns, positions = channels // groups * kernel**2, side**2
     work = 2 * columns * outputs * (positions + (5 if quantity == "projection" else 0))
     if quantity == "norm":
-        work = min(work, positions**2 * (columns + outputs))
+        work = min(work, positions**2 * (groups * columns + outputs))
     got, want = ours[quantity](), unfolded[quantity]()
     compare(
         benchmark,
         ours[quantity],
         {"unfold, bmm": unfolded[quantity]},
         floor=samples * work / sgemm_rate(),
-        sizes={"N": samples, "C": channels, "O": outputs, "H": size, "kernel": kernel, "stride": stride},
+        sizes={
+            "N": samples,
+            "C": channels,
+            "O": outputs,
+            "H": size,
+            "kernel": kernel,
+            "stride": stride,
+            "groups": groups,
+        },
         values={"relative difference": relative_error(got.flatten(), want.flatten())},
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from run import environment
 from torch import Tensor
+from torch.nn import functional as F
 
 from transferops import ops
 from transferops.scores import h_score
@@ -75,13 +76,13 @@ class Case:
     rate: str = "float64"  # which of the measured matrix rates bounds the operations
 
 
-def class_moments_case(samples: int, dim: int, classes: int) -> Case:
-    features = torch.randn(samples, dim, device="cuda") + 1
+def class_moments_case(samples: int, dim: int, classes: int, dtype: torch.dtype = torch.float32) -> Case:
+    features = (torch.randn(samples, dim, device="cuda") + 1).to(dtype)
     labels = torch.randint(classes, (samples,), device="cuda")
 
     def theirs() -> Tensor:
         centred = features - features.mean(0)
-        torch.zeros(classes, dim, device="cuda").index_add_(0, labels, centred)
+        torch.zeros(classes, dim, device="cuda", dtype=dtype).index_add_(0, labels, centred)
         return centred.T @ centred
 
     def reference() -> Tensor:
@@ -89,7 +90,7 @@ def class_moments_case(samples: int, dim: int, classes: int) -> Case:
         return centred.T @ centred
 
     return Case(
-        "class_moments",
+        f"class_moments {str(dtype).removeprefix('torch.')}",
         {"N": samples, "D": dim, "C": classes},
         lambda: ops.class_moments(features, labels, classes, validate=False).gram,
         theirs,
@@ -141,26 +142,93 @@ def sample_gram_case(samples: int, dim: int) -> Case:
     )
 
 
-def linear_diagonal_case(samples: int, positions: int, inputs: int, outputs: int, dtype: torch.dtype) -> Case:
-    a = torch.randn(samples, positions, inputs, device="cuda").to(dtype)
-    b = torch.randn(samples, positions, outputs, device="cuda").to(dtype)
+def gradients_of(inputs: Tensor, outputs: Tensor, window: tuple[int, int, int] | None) -> Tensor:
+    """Per-sample gradients [N, O, I] of a linear layer, or [N, O, I * kernel^2] of a convolution."""
+    if window is None:
+        return outputs.mT @ inputs
+    kernel, stride, padding = window
+    return outputs.flatten(2) @ F.unfold(inputs, kernel, 1, padding, stride).mT
+
+
+def fisher_case(
+    quantity: str,
+    layer: str,
+    inputs: tuple[int, ...],
+    outputs: tuple[int, ...],
+    dtype: torch.dtype,
+    window: tuple[int, int, int] | None = None,
+    directions: int = 5,
+) -> Case:
+    """The diagonal, the projection or the norm of a layer's per-sample gradients."""
+    a, b = (torch.randn(shape, device="cuda").to(dtype) for shape in (inputs, outputs))
+    samples = inputs[0]
+    rows, columns = gradients_of(a[:1], b[:1], window).shape[1:]
+    positions = b[0].numel() // rows
+    kernel = [] if window is None else [window[0]] * 2
+    shape = (rows, columns) if window is None else (rows, inputs[1], *kernel)
+    moves = torch.randn(directions if quantity == "projection" else 0, *shape, device="cuda").to(dtype)
+    kind = "linear" if window is None else "conv"
+    name = f"{kind}_grad_norm" if quantity == "norm" else f"{kind}_fisher_{quantity}"
+    call = getattr(ops, name)
+    rest = () if window is None else (kernel, window[1], window[2])
+
+    def ours() -> Tensor:
+        result: Tensor = call(a, b, moves, *rest) if quantity == "projection" else call(a, b, *rest)
+        return result.flatten()
+
+    def reduced(gradients: Tensor, moves: Tensor) -> Tensor:
+        if quantity == "diagonal":
+            return gradients.square().sum(0).flatten()
+        if quantity == "projection":
+            return (gradients.flatten(1) @ moves.flatten(1).T).flatten()
+        return gradients.square().flatten(1).sum(1)
+
+    def theirs() -> Tensor:
+        if window is None and positions == 1 and quantity == "diagonal":
+            return (b[:, 0].square().T @ a[:, 0].square()).flatten()
+        if window is None and positions <= 8 and quantity == "projection":
+            return torch.stack([((a @ move.T) * b).sum((1, 2)) for move in moves], 1).flatten()
+        if window is None and positions * (rows + columns) < 2 * rows * columns and quantity == "norm":
+            return ((a @ a.mT) * (b @ b.mT)).sum((1, 2))
+        return reduced(gradients_of(a, b, window), moves)
 
     def reference() -> Tensor:
-        total = torch.zeros(outputs, inputs, device="cuda", dtype=torch.float64)
-        for x, y in zip(a.double(), b.double()):
-            total += (y.mT @ x).square()
-        return total
+        parts = [
+            reduced(gradients_of(x.double(), y.double(), window), moves.double())
+            for x, y in zip(a.split(8), b.split(8))
+        ]
+        return torch.stack(parts).sum(0) if quantity == "diagonal" else torch.cat(parts)
 
+    sizes = {"N": samples, "T": positions, "I": columns, "O": rows}
+    operations = 2.0 * rows * columns
+    if quantity == "norm":
+        operations = min(operations, float(positions * (rows + columns)))
     return Case(
-        f"linear_fisher_diagonal {str(dtype).removeprefix('torch.')}",
-        {"N": samples, "T": positions, "I": inputs, "O": outputs},
-        lambda: ops.linear_fisher_diagonal(a, b),
-        lambda: (b.mT @ a).square().sum(0),
+        f"{name} {layer} {str(dtype).removeprefix('torch.')}",
+        sizes | ({"K": directions} if quantity == "projection" else {}),
+        ours,
+        theirs,
         reference,
-        a.nbytes + b.nbytes + outputs * inputs * 4,
-        2.0 * samples * positions * inputs * outputs,
+        a.nbytes + b.nbytes + moves.nbytes + (4 * rows * columns if quantity == "diagonal" else 0),
+        operations * samples * positions,
         str(dtype).removeprefix("torch."),
     )
+
+
+def layer_cases() -> Iterator[Case]:
+    """The layers of ViT-B/16, BERT-base and ResNet; one and few positions."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for quantity in ("diagonal", "projection", "norm"):
+            yield fisher_case(quantity, "ViT-B/16 fc1", (64, 197, 768), (64, 197, 3072), dtype)
+        yield fisher_case("diagonal", "BERT-base fc1", (32, 512, 768), (32, 512, 3072), dtype)
+        for channels, size in ((256, 8), (512, 4)):
+            shape = (256, channels, size, size)
+            for quantity in ("diagonal", "projection", "norm"):
+                yield fisher_case(quantity, f"3x3 at {size}x{size}", shape, shape, dtype, (3, 1, 1))
+        for positions, samples in ((1, 4096), (8, 512)):
+            shape = (samples, positions, 1024)
+            for quantity in ("diagonal", "projection", "norm"):
+                yield fisher_case(quantity, f"T={positions}", shape, shape, dtype)
 
 
 def softmax_gram_case(samples: int, classes: int, directions: int) -> Case:
@@ -279,15 +347,19 @@ def cases() -> Iterator[Case]:
         yield class_moments_case(samples, dim, classes)
         yield norm_moments_case(samples, dim)
     yield sample_gram_case(4000, 32768)
-    for dtype in (torch.float32, torch.bfloat16):
-        yield linear_diagonal_case(64, 197, 768, 3072, dtype)
+    for dtype in (torch.float64, torch.bfloat16):
+        yield class_moments_case(200_000, 2048, 1000, dtype)
+    yield from layer_cases()
     for classes, samples in ((1000, 65536), (50257, 2048)):
         yield softmax_gram_case(samples, classes, 8)
-    yield expectation_case(160, 5_000_000)
+    for weights in (160_000, 5_000_000):  # to each of 160 tensors: 25.6 million in all, as in ResNet-50, and more
+        yield expectation_case(160, weights)
     for lists in (2, 4, 8, 16):
-        yield gradient_gram_case(160, 1_000_000, lists)
-    yield weighted_gram_case(5, 100_000_000)
-    yield gradient_fisher_case(64, 10_000_000, 5)
+        yield gradient_gram_case(160, 160_000, lists)
+    yield gradient_gram_case(160, 1_000_000, 8)
+    yield weighted_gram_case(5, 25_000_000)
+    yield weighted_gram_case(16, 25_000_000)
+    yield gradient_fisher_case(64, 25_000_000, 5)
 
 
 def measure(case: Case, bandwidth: float, rates: dict[str, float]) -> dict[str, Any]:
@@ -323,6 +395,8 @@ def main() -> None:
     parser.add_argument("--steps", type=Path, help="file of name=exit status lines of the steps before")
     parser.add_argument("--output", type=Path, required=True, help="directory for the JSON")
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error(f"needs a CUDA device; torch {torch.__version__} finds none")
 
     bandwidth = copy_bandwidth()
     rates = {

@@ -22,6 +22,10 @@ step() {  # step NAME COMMAND...: run it, keep its log and its exit status
     [ "${steps[$name]}" -eq 0 ] || status=1
 }
 
+"$python" -c 'import sys, torch
+torch.cuda.is_available() or sys.exit(f"needs a CUDA device: torch {torch.__version__} finds none")' || exit 1
+command -v nvcc >/dev/null || { echo "needs nvcc on PATH, of the CUDA version of torch" >&2; exit 1; }
+
 TRANSFEROPS_CUDA=ON step build "$python" -m pip install --no-index --no-deps --no-build-isolation --no-compile \
     --target "$site/packages" .
 [ "${steps[build]}" -eq 0 ] || { cat "$site/build.log"; exit 1; }

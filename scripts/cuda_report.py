@@ -3,9 +3,11 @@
 
     python scripts/cuda_report.py [--output report.md | report.json]
 
-A budget is {"file.cu": {"kernel": {"registers": at most, "dmma": at least, "wide_loads": at least}}}; the last two
-are optional, and are checked where cuobjdump is found (on PATH, beside nvcc, in its own or Triton's wheel). The exit
-status is 1 if a register is spilled, a budget is exceeded, or a kernel or a budget lacks the other.
+A budget is {"file.cu": {"kernel": {"registers": at most, "dmma", "hmma", "wide_loads", "wide_stores": at least}}}. The
+last four are how many instructions of a kind the kernel has to have: tensor cores in float64 and in smaller types, and
+global accesses of 16 bytes. They are checked where cuobjdump is found (on PATH, beside nvcc, in its own or Triton's
+wheel). The exit status is 1 if a register is spilled, local memory is accessed, an intended instruction is missing, a
+budget is exceeded, or a kernel or a budget lacks the other.
 """
 
 from __future__ import annotations
@@ -35,9 +37,22 @@ class Kernel:
     stack: int = 0  # bytes
     spills: int = 0  # bytes stored and loaded
     shared: int = 0  # bytes of static shared memory
-    dmma: int | None = None  # float64 tensor core instructions
-    wide_loads: int | None = None  # LDG.E.128
-    local: int | None = None  # LDL, STL: accesses of local memory
+    dmma: int | None = None
+    hmma: int | None = None
+    wide_loads: int | None = None
+    wide_stores: int | None = None
+    local: int | None = None  # accesses of local memory
+
+
+# What is counted in the machine code, and what a budget may ask for.
+INSTRUCTIONS = {
+    "dmma": r"\bDMMA\b",  # tensor cores, float64
+    "hmma": r"\bHMMA\b",  # tensor cores, 16-bit types and tf32
+    "wide_loads": r"\bLDG\.E\.128\b",
+    "wide_stores": r"\bSTG\.E\.128\b",
+    "local": r"\b(?:LDL|STL)\b",
+}
+INTENDED = tuple(key for key in INSTRUCTIONS if key != "local")
 
 
 def find_cuobjdump() -> str | None:
@@ -82,11 +97,10 @@ def parse_resources(log: str) -> dict[str, dict[str, int]]:
 
 def parse_instructions(assembly: str) -> dict[str, dict[str, int]]:
     """Mangled name -> instruction counts, from what ``cuobjdump -sass`` prints."""
-    patterns = {"dmma": r"\bDMMA\b", "wide_loads": r"\bLDG\.E\.128\b", "local": r"\b(?:LDL|STL)\b"}
     counts = {}
     for part in re.split(r"\bFunction : ", assembly)[1:]:
         symbol, _, body = part.partition("\n")
-        counts[symbol.strip()] = {key: len(re.findall(pattern, body)) for key, pattern in patterns.items()}
+        counts[symbol.strip()] = {key: len(re.findall(pattern, body)) for key, pattern in INSTRUCTIONS.items()}
     return counts
 
 
@@ -123,11 +137,11 @@ def find_problems(kernels: list[Kernel], budgets: dict[str, dict[str, dict[str, 
         if budget is None:
             problems.append(f"{label} has no budget")
             continue
-        if unknown := budget.keys() - {"registers", "dmma", "wide_loads"}:
+        if unknown := budget.keys() - {"registers", *INTENDED}:
             problems.append(f"{label} has a budget for {', '.join(sorted(unknown))}, which nobody measures")
         if kernel.registers > budget["registers"]:
             problems.append(f"{label} uses {kernel.registers} registers, budget {budget['registers']}")
-        for key in ("dmma", "wide_loads"):
+        for key in INTENDED:
             count = getattr(kernel, key)
             if count is not None and count < budget.get(key, 0):
                 problems.append(f"{label} has {count} {key}, expected at least {budget[key]}")
@@ -138,11 +152,11 @@ def find_problems(kernels: list[Kernel], budgets: dict[str, dict[str, dict[str, 
 
 
 def markdown(kernels: list[Kernel], budgets: dict[str, dict[str, dict[str, int]]], problems: list[str]) -> str:
-    columns = ["file", "kernel", "registers", "budget", "stack", "spills", "DMMA", "LDG.E.128", "LDL/STL"]
+    columns = ["file", "kernel", "registers", "budget", "stack", "spills", *INSTRUCTIONS]
     lines = ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
     for k in kernels:
         budget = budgets.get(k.file, {}).get(k.name, {}).get("registers", "none")
-        counts = ["not available" if count is None else count for count in (k.dmma, k.wide_loads, k.local)]
+        counts = ["not available" if count is None else count for count in (getattr(k, key) for key in INSTRUCTIONS)]
         cells = [k.file, f"`{k.name}`", k.registers, budget, k.stack, k.spills, *counts]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     if all(kernel.dmma is None for kernel in kernels):

@@ -30,6 +30,7 @@ SHAPES = [
     (700, 3, 20, 130),
     (600, 1, 20, 30),
     (2, 9, 70, 300),
+    (3, 75, 130, 150),
 ]
 # samples, spatial, channels in and out, kernel, stride, padding, dilation, groups
 CONVOLUTIONS: dict[str, tuple[int, tuple[int, ...], int, int, tuple[int, ...], Any, Any, Any, int]] = {
@@ -40,6 +41,10 @@ CONVOLUTIONS: dict[str, tuple[int, tuple[int, ...], int, int, tuple[int, ...], A
     "channels beyond a tile": (2, (8, 8), 20, 40, (3, 3), 1, 1, 1, 1),
     "channels that fill a panel": (2, (4, 4), 32, 16, (3, 3), 1, 1, 1, 1),
     "depthwise": (3, (8, 8), 16, 16, (3, 3), 1, 1, 1, 16),
+    "depthwise 1d, long": (2, (5003,), 3, 6, (5,), 1, 2, 1, 3),
+    "depthwise 2d, strided": (3, (9, 14), 4, 8, (3, 5), (2, 3), (1, 2), (3, 1), 4),
+    "depthwise 3d, uneven": (2, (5, 6, 7), 3, 3, (2, 3, 1), (1, 2, 3), (1, 0, 0), (2, 1, 1), 3),
+    "few channels to a group": (2, (7, 7), 8, 12, (3, 3), 2, 1, 1, 4),
     "1x1": (2, (4, 4), 24, 10, (1, 1), 1, 0, 1, 1),
     "1x1 strided, grouped": (2, (5, 4), 24, 10, (1, 1), 2, 0, 1, 2),
     "1x1 padded": (2, (3, 3), 5, 4, (1, 1), 1, 1, 1, 1),
@@ -179,7 +184,9 @@ def test_strides_do_not_matter(positions: int) -> None:
             assert torch.equal(op(a, b, *rest(d)), op(a.contiguous(), b.contiguous(), *rest(d.contiguous())))
 
 
-@pytest.mark.parametrize("case", ["2d", "2d uneven", "3d", "1x1", "one position", "channels beyond a tile"])
+@pytest.mark.parametrize(
+    "case", ["2d", "2d uneven", "3d", "1x1", "one position", "channels beyond a tile", "depthwise"]
+)
 def test_memory_format_does_not_matter(case: str) -> None:
     a, b, window = convolution(case)
     d = random(2, b.shape[1], a.shape[1] // window[-1], *window[0])
@@ -267,7 +274,13 @@ def test_result_does_not_depend_on_threads() -> None:
             ]:
                 a, b = random(samples, positions, inputs), random(samples, positions, outputs)
                 rows += [op(a, b, *rest(random(3, outputs, inputs))) for op, rest in LINEAR.items()]
-            for case in ("channels beyond a tile", "depthwise", "many positions", "few positions, many channels"):
+            for case in (
+                "channels beyond a tile",
+                "depthwise",
+                "few channels to a group",
+                "many positions",
+                "few positions, many channels",
+            ):
                 a, b, window = convolution(case)
                 d = random(2, b.shape[1], a.shape[1] // window[-1], *window[0])
                 rows += [op(a, b, *rest(d), *window) for op, rest in CONV.items()]

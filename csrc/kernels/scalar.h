@@ -1,10 +1,11 @@
-// The element types that kernels read, and their exact conversion to float and double.
+// The element types that kernels read, and their conversion to float and double: exact, but from double to float.
 //
 // The two 16-bit types are bit patterns and nothing more: kernels read them, convert, and compute in float or double.
 // Shared by the CPU kernels (g++, clang) and the CUDA kernels (nvcc); includes no CUDA header and no torch header.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __CUDACC__
 #define TRANSFEROPS_INLINE __host__ __device__ __forceinline__
@@ -54,5 +55,20 @@ TRANSFEROPS_INLINE double to_double(float x) { return x; }
 TRANSFEROPS_INLINE double to_double(float16 x) { return to_float(x); }
 
 TRANSFEROPS_INLINE double to_double(bfloat16 x) { return to_float(x); }
+
+// What inputs of element type T are multiplied in, where that is not double for all.
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// x as C, float or double.
+template <class C, class T>
+TRANSFEROPS_INLINE C convert(T x) {
+    if constexpr (std::is_same_v<C, double>)
+        return to_double(x);
+    else if constexpr (std::is_same_v<T, double>)
+        return static_cast<float>(x);
+    else
+        return to_float(x);
+}
 
 }  // namespace transferops

@@ -133,7 +133,7 @@ void with_layer(const py::array& inputs, const py::array& grad_outputs, const Ex
                 py::array& out, const Body& body) {
     with_element("inputs", inputs, [&](auto* null) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
-        using C = transferops::cpu::Compute<T>;
+        using C = transferops::Compute<T>;
         require(grad_outputs.dtype().is(inputs.dtype()), "grad_outputs: expected the dtype of inputs");
         require_whole_strides("grad_outputs", grad_outputs);
         const LayerBatch<T> layer{signal_of<T>("inputs", inputs),
@@ -288,7 +288,7 @@ void weighted_gram(const py::array& directions, const py::array& weights, const 
                    Output& gram) {
     with_matrix(directions, [&](const auto& x) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(x.data)>>;
-        using C = transferops::cpu::Compute<T>;
+        using C = transferops::Compute<T>;
         require(x.column_stride == 1 || x.columns < 2, "directions: expected contiguous rows");
         require(py::isinstance<py::array_t<C>>(weights),
                 std::string("weights: expected float") + (sizeof(C) == 8 ? "64" : "32"));
@@ -312,7 +312,7 @@ void gradient_fisher_gram(const py::array& gradients, const py::array& direction
                           Output& norms) {
     with_matrix(gradients, [&](const auto& x) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(x.data)>>;
-        using C = transferops::cpu::Compute<T>;
+        using C = transferops::Compute<T>;
         const std::string type = sizeof(C) == 8 ? "float64" : "float32";
         require(x.column_stride == 1 || x.columns < 2, "gradients: expected contiguous rows");
         require(directions.ndim() == 2 && py::isinstance<py::array_t<C>>(directions),

@@ -25,7 +25,7 @@ void with_layer(const LayerArguments& x, const Body& body) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
         const cpu::Window window{x.kernel, x.stride, x.padding, x.dilation, x.groups};
         body(cpu::LayerBatch<T>{view_of<T>(x.inputs, x.samples), view_of<T>(x.grad_outputs, x.samples), window},
-             static_cast<cpu::Compute<T>*>(nullptr));
+             static_cast<Compute<T>*>(nullptr));
     });
 }
 
@@ -83,10 +83,7 @@ Tensor conv_grad_norm(Tensor inputs, Tensor grad_outputs, IntList kernel_size, I
 }
 
 Tensor softmax_fisher_gram(Tensor logits, Tensor tangents) {
-    if (logits.dim() != 2) fail("logits: expected shape [N, C], got ", shape_of(logits));
-    if (tangents.dim() != 3 || tangents.size(1) != logits.size(0) || tangents.size(2) != logits.size(1))
-        fail("tangents: expected shape [K, ", logits.size(0), ", ", logits.size(1), "], got ", shape_of(tangents));
-    if (tangents.scalar_type() != logits.scalar_type()) fail("tangents: expected the dtype of logits, got another");
+    check_tangents(logits, tangents);
     const std::int64_t directions = tangents.size(0);
     Tensor gram = torch::stable::new_empty(logits, {directions, directions}, ScalarType::Double);
     dispatch_floating("logits", logits.scalar_type(), [&](auto* null) {

@@ -127,4 +127,13 @@ struct LayerArguments {
     }
 };
 
+// Logits [N, C] and tangents [K, N, C].
+inline void check_tangents(const Tensor& logits, const Tensor& tangents) {
+    if (logits.dim() != 2) fail("logits: expected shape [N, C], got ", shape_of(logits));
+    if (tangents.dim() != 3 || tangents.size(1) != logits.size(0) || tangents.size(2) != logits.size(1))
+        fail("tangents: expected shape [K, ", logits.size(0), ", ", logits.size(1), "], got ", shape_of(tangents));
+    if (tangents.scalar_type() != logits.scalar_type()) fail("tangents: expected the dtype of logits, got another");
+    if (tangents.is_cuda() != logits.is_cuda()) fail("tangents: expected the device of logits, got another");
+}
+
 }  // namespace transferops

@@ -49,7 +49,7 @@ void with_layer(const LayerArguments& x, const Body& body) {
         const cuda::Window window{extent_of(x.kernel), extent_of(x.stride), extent_of(x.padding), extent_of(x.dilation),
                                   x.groups};
         body(cuda::LayerBatch<T>{signal_of<T>(x.inputs, x.samples), signal_of<T>(x.grad_outputs, x.samples), window},
-             static_cast<cuda::Compute<T>*>(nullptr));
+             static_cast<Compute<T>*>(nullptr));
     });
 }
 
@@ -133,11 +133,7 @@ Tensor conv_grad_norm(Tensor inputs, Tensor grad_outputs, IntList kernel_size, I
 }
 
 Tensor softmax_fisher_gram(Tensor logits, Tensor tangents) {
-    if (logits.dim() != 2) fail("logits: expected shape [N, C], got ", shape_of(logits));
-    if (tangents.dim() != 3 || tangents.size(1) != logits.size(0) || tangents.size(2) != logits.size(1))
-        fail("tangents: expected shape [K, ", logits.size(0), ", ", logits.size(1), "], got ", shape_of(tangents));
-    if (tangents.scalar_type() != logits.scalar_type()) fail("tangents: expected the dtype of logits, got another");
-    if (!tangents.is_cuda()) fail("tangents: expected the device of logits, got another");
+    check_tangents(logits, tangents);
     logits = with_contiguous_last(logits);
     tangents = with_contiguous_last(tangents);
     const DeviceScope scope(logits);

@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> gradient_fisher_gram(Tensor gradients, Tensor
     Tensor norms = torch::stable::new_empty(gradients, {samples}, ScalarType::Double);
     dispatch_floating("gradients", gradients.scalar_type(), [&](auto* null) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
-        using C = cpu::Compute<T>;
+        using C = Compute<T>;
         const cpu::MatrixView<T> rows{static_cast<const T*>(x.gradients.data_ptr()), samples, columns,
                                       x.gradients.stride(0), 1};
         cpu::gradient_fisher_gram(rows, static_cast<const C*>(x.directions.data_ptr()), count,

@@ -51,7 +51,7 @@ struct StoredSignal {
 
 template <class T>
 void answer(const Request& r, T*) {
-    using C = cuda::Compute<T>;
+    using C = Compute<T>;
     const StoredSignal<T> inputs(r.samples, r.in_channels, r.in_size, r.in);
     const StoredSignal<T> grad_outputs(r.samples, r.out_channels, r.out_size, r.out);
     const cuda::LayerBatch<T> layer{inputs.signal, grad_outputs.signal, r.window};

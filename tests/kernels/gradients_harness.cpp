@@ -54,7 +54,7 @@ void answer_expectation(const Request& r, const std::int64_t* sizes) {
 template <class T>
 void answer_gram(const Request& r, const std::int64_t* sizes) {
     Buffers<T> memory;
-    Buffers<cuda::Compute<T>> weights;
+    Buffers<Compute<T>> weights;
     std::vector<const T*> rows;
     std::vector<cuda::GramSegment<T>> segments;
     for (std::int64_t t = 0; t < r.tensors; ++t) {
@@ -74,7 +74,7 @@ void answer_gram(const Request& r, const std::int64_t* sizes) {
 
 template <class T>
 void answer_fisher(const Request& r, std::int64_t columns) {
-    using C = cuda::Compute<T>;
+    using C = Compute<T>;
     Buffers<T> memory;
     const T* gradients = read_rows(memory, r, r.rows, columns);
     const Buffer<C> directions(r.count * columns);

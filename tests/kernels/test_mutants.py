@@ -34,14 +34,10 @@ MOMENTS_CHANGES = (
         "if (v <= width) vectors[i]",
     ),
     ("vectors: a store beyond the width", "device.h", "if (v + 1 < width)", "if (v + 1 <= width)"),
-    ("columns: one more", "moments.cu", "min(columns - column,", "min(columns - column + 1,"),
-    ("partials: one more", "moments.cu", "p < end; ++p", "p <= end; ++p"),
-    (
-        "sums: shared memory too small",
-        "moments.cu",
-        "kSumWarps * kWarp * sizeof",
-        "(kSumWarps * kWarp - 1) * sizeof",
-    ),
+    ("columns: one more", "device.h", "min(size - begin,", "min(size - begin + 1,"),
+    ("partials: one more", "device.h", "p < end; ++p) sum", "p <= end; ++p) sum"),
+    ("partials: a column too many", "moments.cu", "exists = column < columns;", "exists = column <= columns;"),
+    ("sums: shared memory too small", "device.h", "kSumThreads * sizeof", "(kSumThreads - 1) * sizeof"),
     ("class sums: a row too many", "moments.cu", "if (first + r >= length)", "if (first + r > length)"),
     ("class sums: a class ends late", "moments.cu", "first + r == class_end)", "first + r == class_end + 1)"),
     ("class sums: a tail taken for whole", "moments.cu", "(class_end > length)", "(class_end > length + 1)"),
@@ -93,7 +89,7 @@ def moments_cases() -> list[Case]:
 
 FISHER_CHANGES = (
     ("parts: one more", "device.h", "p < end; ++p) sum += part(p)", "p <= end; ++p) sum += part(p)"),
-    ("parts: a stretch missing", "device.h", "w < kWarps && warp == 0", "w < kWarps - 1 && warp == 0"),
+    ("parts: a stretch missing", "device.h", "w < kSumWarps && warp == 0", "w < kSumWarps - 1 && warp == 0"),
     ("parts: an element too many", "fisher.cu", "kWarp && index < size)", "kWarp && index <= size)"),
     ("vectors: a load beyond the width", "device.h", "if (v < width) vectors[i]", "if (v <= width) vectors[i]"),
     ("float: the low half of the left lost", "fisher_tiles.h", "mma_tf32(sums, left.low, high);", ""),
@@ -105,7 +101,7 @@ FISHER_CHANGES = (
         "right.high[3 - h]}, low",
     ),
     ("positions: one more", "fisher_tiles.h", "position(i) < height ?", "position(i) <= height ?"),
-    ("positions: a channel more", "fisher_tiles.h", "min(columns - column,", "min(columns - column + 1,"),
+    ("positions: a channel more", "device.h", "min(size - begin,", "min(size - begin + 1,"),
     ("patches: a position more", "fisher_tiles.h", "if (position >= positions)", "if (position > positions)"),
     ("patches: a column more", "fisher_tiles.h", "if (index >= columns)", "if (index > columns)"),
     (
@@ -270,6 +266,12 @@ GRADIENTS_CHANGES = (
         "row <= column && column < rows",
         "row <= column && column <= rows",
     ),
+    (
+        "gram: a weight beyond the tensor",
+        "gradients.cu",
+        "width - w * kWeights, aligned",
+        "width + 1 - w * kWeights, aligned",
+    ),
     ("fisher: a sample too many", "gradients.cu", "sample < x.samples ? width", "sample <= x.samples ? width"),
     ("fisher: one set of sums for two turns", "gradients.cu", "row += kSampleRows, turn ^= 1", "row += kSampleRows"),
     ("fisher: chunks before forgotten", "gradients.cu", "chunk == blockIdx.x ? 0.0 : *target", "0.0"),
@@ -304,7 +306,7 @@ def gradients_cases() -> list[Case]:
 # ---- all families ----
 
 FAMILIES = {
-    "moments": Family(MOMENTS_SOURCES, ("moments.cu",), MOMENTS_CHANGES, MomentsEmulator, moments_cases),
+    "moments": Family(MOMENTS_SOURCES, ("moments.cu", "device.h"), MOMENTS_CHANGES, MomentsEmulator, moments_cases),
     "fisher": Family(FISHER_SOURCES, ("fisher.cu", "device.h"), FISHER_CHANGES, FisherEmulator, fisher_cases),
     "fragments": Family(FISHER_SOURCES, (), FRAGMENT_CHANGES, FisherEmulator, fragment_cases, "bfloat16"),
     "gradients": Family(GRADIENTS_SOURCES, ("gradients.cu",), GRADIENTS_CHANGES, GradientsEmulator, gradients_cases),

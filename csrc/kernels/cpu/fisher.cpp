@@ -1,27 +1,26 @@
-// Three routes through the register tile:
+// Two routes through the register tile:
 //
 // - tiles of the per-sample gradient, over positions, each squared, reduced or dotted with the directions' tiles;
-// - for the norm at few positions, tiles of the Gram matrices between positions (the "ghost" norm);
 // - for the projection at very few positions, the directions applied to the inputs, tile by tile.
 //
-// All work in slabs: operands that every task needs are packed first, by all threads; then the tasks run, each on tiles
-// that are its own, with the sums over tasks taken afterwards in order.
+// Both work in slabs: operands that every task needs are packed first, by all threads; then the tasks run, each on
+// tiles that are its own, with the sums over tasks taken afterwards in order. Two more routes are elsewhere: the norm
+// at few positions (fisher_norm.h), and layers of many small groups (fisher_planes.h).
 #include "fisher.h"
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
+#include "fisher_norm.h"
 #include "fisher_operand.h"
+#include "fisher_planes.h"
 #include "fisher_tile.h"
 
 namespace transferops::cpu {
 namespace {
 
-constexpr std::int64_t kPositions = 512;           // summed in one run: three panels of A are 96 KiB, in L2
-constexpr std::int64_t kSlabElements = 1 << 20;    // held for all tasks at a time, in L3
-constexpr std::int64_t kRowTilesPerTask = 16;      // 128 rows: then packing A costs a few percent of the tiles
-constexpr std::int64_t kGhostRowTilesPerTask = 8;  // Gram tiles that a task keeps, in L1
+constexpr std::int64_t kRowTilesPerTask = 16;  // 128 rows: then packing A costs a few percent of the tiles
 
 // The tile grid of one weight matrix per group.
 template <class C>
@@ -44,13 +43,6 @@ struct Grid {
     std::int64_t tiles() const { return groups * column_tiles() * row_tiles(); }
     std::int64_t tasks() const { return groups * column_tiles() * row_blocks(); }
 };
-
-// Where the 8 columns of row tile j begin in consecutive panels of `depth` rows.
-template <class C>
-std::int64_t row_tile_offset(std::int64_t j, std::int64_t depth) {
-    const std::int64_t first = j * kTileRows;
-    return first / kPanel<C> * depth * kPanel<C> + first % kPanel<C>;
-}
 
 // Some positions of one sample: what one run of the register tile sums.
 struct Run {
@@ -100,13 +92,6 @@ std::vector<Slab> slabs_of(const std::vector<Run>& runs, std::int64_t per_positi
 template <class C>
 void square_all(C* x, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) x[i] *= x[i];
-}
-
-template <class C>
-AlignedBuffer<C> zeros(std::int64_t count) {
-    auto buffer = aligned_buffer<C>(count);
-    std::memset(buffer.get(), 0, static_cast<std::size_t>(count) * sizeof(C));
-    return buffer;
 }
 
 // Forms every tile of every run, sum over its positions of b_t a_t^T, and hands its operands to the sink, which says
@@ -437,89 +422,42 @@ void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape,
     for (std::size_t i = 0; i < total.size(); ++i) out[i] = static_cast<C>(total[i]);
 }
 
-// sums[n] += sum over t and s of (a_t . a_s)(b_t . b_s): tiles of one Gram matrix dotted with those of the other.
-template <class C, class Source, class T>
-void ghost_norm(Source& a, const Operand<T>& b, const LayerShape& shape, C* out, const ParallelFor& parallel_for) {
-    const Level level = cpu_level();
-    const std::int64_t groups = shape.groups, columns = shape.columns, rows = shape.rows, positions = shape.positions;
-    const std::int64_t panels = ceil_div(positions, kPanel<C>), row_tiles = ceil_div(positions, kTileRows);
-    const std::int64_t strips = ceil_div(row_tiles, kGhostRowTilesPerTask);
-    const std::int64_t a_panel = columns * kPanel<C>, b_panel = rows * kPanel<C>;
-    const std::int64_t per_sample = groups * panels * (a_panel + b_panel);
-    const std::int64_t slab =
-        std::clamp<std::int64_t>(kSlabElements / (per_sample + a.elements_per_sample()), 1, shape.samples);
-    const auto packed = aligned_buffer<C>(slab * per_sample);  // [sample][group][panel] of a, then of b
-    std::vector<double> total(static_cast<std::size_t>(shape.samples), 0.0);
+// Diagonal and products from planes (fisher_planes.h), with sums over groups in order.
 
-    for (std::int64_t first = 0; first < shape.samples; first += slab) {
-        const std::int64_t samples = std::min(slab, shape.samples - first);
-        a.begin(first, samples);
-        parallel_for(samples, [&](std::int64_t n) { a.load(first + n); });
-        parallel_for(samples * groups * panels, [&](std::int64_t task) {
-            const std::int64_t panel = task % panels, g = task / panels % groups, n = task / panels / groups;
-            const std::int64_t position = panel * kPanel<C>, valid = std::min(kPanel<C>, positions - position);
-            C* out_a = packed.get() + n * per_sample + (g * panels + panel) * a_panel;
-            C* out_b = packed.get() + n * per_sample + groups * panels * a_panel + (g * panels + panel) * b_panel;
-            pack_panel(a.sample(first + n), a.columns.data() + g * columns, columns, a.positions.data() + position,
-                       valid, out_a);
-            pack_panel(b.sample(first + n), b.columns.data() + g * rows, rows, b.positions.data() + position, valid,
-                       out_b);
-        });
-        const std::int64_t tasks = samples * groups * strips;
-        std::vector<double> partial(static_cast<std::size_t>(tasks));
-        parallel_for(tasks, [&](std::int64_t task) {
-            const std::int64_t strip = task % strips, g = task / strips % groups, n = task / strips / groups;
-            const C* left = packed.get() + n * per_sample + g * panels * a_panel;
-            const C* right = packed.get() + n * per_sample + groups * panels * a_panel + g * panels * b_panel;
-            const std::int64_t row_begin = strip * kGhostRowTilesPerTask;
-            const std::int64_t row_end = std::min(row_begin + kGhostRowTilesPerTask, row_tiles);
-            alignas(64) C grams[kGhostRowTilesPerTask * kTileArea<C>];
-            double lanes[kPanel<C>] = {};
-            for (std::int64_t tile = row_begin * kTileRows / kTileColumns<C>; tile * kTilePanels < panels; ++tile) {
-                std::fill(std::begin(grams), std::end(grams), C(0));
-                const auto multiply = [&](const C* base, std::int64_t length, const auto& finish) {
-                    for (std::int64_t start = 0; start < length; start += kPositions)
-                        for (std::int64_t j = row_begin; j < row_end; ++j)
-                            multiply_tile(
-                                level,
-                                TileOperands<C>{std::min(kPositions, length - start),
-                                                base + (tile * kTilePanels * length + start) * kPanel<C>,
-                                                length * kPanel<C>, std::min(kTilePanels, panels - tile * kTilePanels),
-                                                base + row_tile_offset<C>(j, length) + start * kPanel<C>},
-                                finish(grams + (j - row_begin) * kTileArea<C>));
-                };
-                multiply(left, columns, [](C* gram) { return AddTile<C>{gram}; });
-                // Pairs t < s stand for both orders.
-                for (std::int64_t i = 0; i < (row_end - row_begin) * kTileArea<C>; ++i) {
-                    const std::int64_t t = row_begin * kTileRows + i / kTileColumns<C>;
-                    const std::int64_t s = tile * kTileColumns<C> + i % kTileColumns<C>;
-                    grams[i] *= static_cast<C>(t < s ? 2 : t == s ? 1 : 0);
-                }
-                multiply(right, rows, [&](const C* gram) { return DotTile<C>{gram, 1, lanes}; });
-            }
-            for (const double lane : lanes) partial[task] += lane;
-        });
-        for (std::int64_t task = 0; task < tasks; ++task) total[first + task / strips / groups] += partial[task];
-    }
-    for (const double sum : total) *out++ = static_cast<C>(sum);
+// out = sum_n G_n * G_n.
+template <class T>
+void plane_diagonal(const LayerBatch<T>& layer, const LayerShape& shape, Compute<T>* out,
+                    const ParallelFor& parallel_for) {
+    plane_gradients(
+        layer, shape,
+        [&](std::int64_t, std::int64_t group, const std::vector<Compute<T>>& gradient) {
+            Compute<T>* own = out + group * static_cast<std::int64_t>(gradient.size());
+            for (std::size_t i = 0; i < gradient.size(); ++i) own[i] += gradient[i] * gradient[i];
+        },
+        parallel_for);
 }
 
-// |a|^2 |b|^2, summed over groups.
-template <class C, class Source, class T>
-void outer_product_norm(Source& a, const Operand<T>& b, const LayerShape& shape, C* out) {
-    const auto square = [](const auto* data, const std::int64_t* offsets, std::int64_t count) {
+// out [samples, count] = <G_n, D_k>, or |G_n|^2 without directions.
+template <class T>
+void plane_products(const LayerBatch<T>& layer, const LayerShape& shape, const Compute<T>* directions,
+                    std::int64_t count, Compute<T>* out, const ParallelFor& parallel_for) {
+    const std::int64_t area = shape.rows * shape.columns;
+    std::vector<double> sums(static_cast<std::size_t>(shape.groups * shape.samples * count));
+    plane_gradients(
+        layer, shape,
+        [&](std::int64_t n, std::int64_t group, const std::vector<Compute<T>>& gradient) {
+            for (std::int64_t k = 0; k < count; ++k) {
+                const Compute<T>* other = directions ? directions + (k * shape.groups + group) * area : gradient.data();
+                double sum = 0;
+                for (std::int64_t i = 0; i < area; ++i) sum += static_cast<double>(gradient[i]) * other[i];
+                sums[(group * shape.samples + n) * count + k] = sum;
+            }
+        },
+        parallel_for);
+    for (std::int64_t i = 0; i < shape.samples * count; ++i) {
         double sum = 0;
-        for (std::int64_t i = 0; i < count; ++i) sum += to_double(data[offsets[i]]) * to_double(data[offsets[i]]);
-        return sum;
-    };
-    for (std::int64_t n = 0; n < shape.samples; ++n) {
-        a.begin(n, 1);
-        a.load(n);
-        double sum = 0;
-        for (std::int64_t g = 0; g < shape.groups; ++g)
-            sum += square(a.sample(n) + a.positions[0], a.columns.data() + g * shape.columns, shape.columns) *
-                   square(b.sample(n) + b.positions[0], b.columns.data() + g * shape.rows, shape.rows);
-        out[n] = static_cast<C>(sum);
+        for (std::int64_t group = 0; group < shape.groups; ++group) sum += sums[group * shape.samples * count + i];
+        out[i] = static_cast<Compute<T>>(sum);
     }
 }
 
@@ -535,11 +473,6 @@ bool contraction_is_cheaper(std::int64_t positions, std::int64_t directions) {
     return positions <= 16 && positions * directions <= positions + 2 * directions;
 }
 
-// Multiplications per sample, of both Gram matrices' upper halves against the gradient itself.
-bool ghost_norm_is_cheaper(const LayerShape& shape) {
-    return (shape.positions + 1) / 2 * (shape.rows + shape.columns) < shape.rows * shape.columns;
-}
-
 }  // namespace
 
 template <class T>
@@ -548,6 +481,7 @@ void fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, const Parallel
     LayerShape shape(layer);
     std::fill_n(out, shape.groups * shape.rows * shape.columns, C(0));
     if (is_empty(shape)) return;
+    if (tiles_are_mostly_empty<C>(shape)) return plane_diagonal(layer, shape, out, parallel_for);
     const std::int64_t area = Grid<C>(shape).tiles() * kTileArea<C>;
     const auto total = zeros<C>(area);
     with_operands(layer, [&](auto& a, const auto& b) {
@@ -575,6 +509,7 @@ void fisher_projection(const LayerBatch<T>& layer, const Compute<T>* directions,
     const LayerShape shape(layer);
     std::fill_n(out, shape.samples * count, C(0));
     if (is_empty(shape) || count == 0) return;
+    if (tiles_are_mostly_empty<C>(shape)) return plane_products(layer, shape, directions, count, out, parallel_for);
     with_operands(layer, [&](auto& a, const auto& b) {
         if (contraction_is_cheaper(shape.positions, count)) {
             auto outputs = b;
@@ -597,8 +532,9 @@ void grad_norm(const LayerBatch<T>& layer, Compute<T>* out, const ParallelFor& p
     const LayerShape shape(layer);
     std::fill_n(out, shape.samples, C(0));
     if (is_empty(shape)) return;
+    if (tiles_are_mostly_empty<C>(shape))
+        return plane_products(layer, shape, static_cast<const C*>(nullptr), 1, out, parallel_for);
     with_operands(layer, [&](auto& a, const auto& b) {
-        if (shape.positions == 1) return outer_product_norm<C>(a, b, shape, out);
         if (ghost_norm_is_cheaper(shape)) return ghost_norm<C>(a, b, shape, out, parallel_for);
         const std::int64_t area = Grid<C>(shape).tiles() * kTileArea<C>;
         const auto unfinished = aligned_buffer<C>(shape.positions > kPositions ? area : 0);

@@ -7,16 +7,11 @@
 
 #include <array>
 #include <cstdint>
-#include <type_traits>
 
 #include "../scalar.h"
 #include "parallel.h"
 
 namespace transferops::cpu {
-
-// What inputs of element type T are multiplied in.
-template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 using Extent = std::array<std::int64_t, 3>;  // depth, height, width; 1 for the dimensions that are not there
 

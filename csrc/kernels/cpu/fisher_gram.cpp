@@ -25,35 +25,6 @@ constexpr double kFar = 0.875;  // of a second moment may be the square of the m
 // Rows in cache are worked on in whole vectors: they are padded to multiples of kPanel with what counts for nothing.
 // Sums are taken in lanes over at most kMaxBlock classes, from there on in float64.
 
-// Calls op.run<LANES>() compiled for the processor at hand.
-template <class E, class Op>
-void run_baseline(const Op& op) {
-    op.template run<kPanel<E> / 4>();
-}
-
-#ifdef TRANSFEROPS_X86_64
-template <class E, class Op>
-TRANSFEROPS_TARGET_V3 void run_v3(const Op& op) {
-    op.template run<kPanel<E> / 2>();
-}
-
-template <class E, class Op>
-TRANSFEROPS_TARGET_V4 void run_v4(const Op& op) {
-    op.template run<kPanel<E>>();
-}
-#endif
-
-template <class E, class Op>
-void run(const Op& op) {
-    static const Level level = cpu_level();
-#ifdef TRANSFEROPS_X86_64
-    if (level == Level::kV4) return run_v4<E>(op);
-    if (level == Level::kV3) return run_v3<E>(op);
-#endif
-    (void)level;
-    run_baseline<E>(op);
-}
-
 template <class E>
 constexpr E inverse_factorial(int n) {
     double product = 1;
@@ -84,17 +55,6 @@ __attribute__((always_inline)) inline typename Simd<E, LANES>::Vector exp_of_neg
     for (int i = kTerms - 1; i >= 0; --i) sum = sum * r + inverse_factorial<E>(i);
     const BitVector power = ((BitVector)shifted + kBias) << kMantissa;
     return x < kSmallest ? Vector{} : sum * (Vector)power;
-}
-
-template <class E, int LANES, std::size_t... I>
-__attribute__((always_inline)) inline E sum_of_lanes(const typename Simd<E, LANES>::Vector& x,
-                                                     std::index_sequence<I...>) {
-    if constexpr (LANES == 2)
-        return x[0] + x[1];
-    else
-        return sum_of_lanes<E, LANES / 2>(
-            __builtin_shufflevector(x, x, I...) + __builtin_shufflevector(x, x, (I + sizeof...(I))...),
-            std::make_index_sequence<sizeof...(I) / 2>{});
 }
 
 template <class E>
@@ -139,8 +99,7 @@ struct Exponentials {
         for (; i + 4 * LANES <= count; i += 4 * LANES)
             for (int j = 0; j < 4; ++j) chain[j] += value(i + j * LANES);
         for (; i < count; i += LANES) chain[0] += value(i);
-        sum = sum_of_lanes<E, LANES>((chain[0] + chain[1]) + (chain[2] + chain[3]),
-                                     std::make_index_sequence<LANES / 2>{});
+        sum = sum_of_lanes<E, LANES>((chain[0] + chain[1]) + (chain[2] + chain[3]));
     }
 };
 

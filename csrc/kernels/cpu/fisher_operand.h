@@ -16,12 +16,11 @@
 
 namespace transferops::cpu {
 
-template <class C, class E>
-TRANSFEROPS_INLINE C convert(E x) {
-    if constexpr (std::is_same_v<C, double>)
-        return to_double(x);
-    else
-        return to_float(x);
+template <class C>
+AlignedBuffer<C> zeros(std::int64_t count) {
+    auto buffer = aligned_buffer<C>(count);
+    std::memset(buffer.get(), 0, static_cast<std::size_t>(count) * sizeof(C));
+    return buffer;
 }
 
 inline bool is_run(const std::int64_t* offsets, std::int64_t count) {

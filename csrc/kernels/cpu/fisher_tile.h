@@ -7,6 +7,16 @@
 
 namespace transferops::cpu {
 
+constexpr std::int64_t kPositions = 512;         // summed in one run: three panels of A are 96 KiB, in L2
+constexpr std::int64_t kSlabElements = 1 << 20;  // held for all tasks at a time, in L3
+
+// Where the 8 columns of row tile j begin in consecutive panels of `depth` rows.
+template <class C>
+std::int64_t row_tile_offset(std::int64_t j, std::int64_t depth) {
+    const std::int64_t first = j * kTileRows;
+    return first / kPanel<C> * depth * kPanel<C> + first % kPanel<C>;
+}
+
 // Adds LANES partial sums to as many of kPanel float64 accumulators.
 template <class E, int LANES>
 __attribute__((always_inline)) inline void add_lanes(const typename Simd<E, LANES>::Vector& sum, double* lanes) {

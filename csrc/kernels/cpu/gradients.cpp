@@ -1,22 +1,11 @@
 #include "gradients.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "tile.h"
 
 namespace transferops::cpu {
 namespace {
-
-template <class C, class T>
-__attribute__((always_inline)) inline C convert(T x) {
-    if constexpr (std::is_same_v<C, double>)
-        return to_double(x);
-    else if constexpr (std::is_same_v<T, double>)
-        return static_cast<float>(x);
-    else
-        return to_float(x);
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Pieces of the parameters: no piece crosses a tensor, and all but a tensor's last are equally long.

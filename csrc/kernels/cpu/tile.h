@@ -11,7 +11,7 @@
 #include <memory>
 #include <new>
 
-#include "isa.h"
+#include "lanes.h"
 
 namespace transferops::cpu {
 
@@ -30,10 +30,8 @@ AlignedBuffer<E> aligned_buffer(std::int64_t size) {
         static_cast<E*>(::operator new[](static_cast<std::size_t>(size) * sizeof(E), std::align_val_t(64))));
 }
 
-template <class E>
-constexpr std::int64_t kPanel = 64 / sizeof(E);  // columns in a packed panel
-constexpr std::int64_t kTilePanels = 3;          // panels of A in a full tile
-constexpr std::int64_t kTileRows = 8;            // columns of B in a tile, the rows of C
+constexpr std::int64_t kTilePanels = 3;  // panels of A in a full tile
+constexpr std::int64_t kTileRows = 8;    // columns of B in a tile, the rows of C
 template <class E>
 constexpr std::int64_t kTileColumns = kTilePanels * kPanel<E>;
 template <class E>
@@ -48,16 +46,6 @@ struct TileOperands {
     std::int64_t panel_stride;
     std::int64_t panels;  // 1 .. kTilePanels
     const E* b;
-};
-
-// A vector of LANES elements, and its place in memory at any alignment. (Vector types lose their attributes as template
-// arguments, so templates take E and LANES.)
-template <class E, int LANES>
-struct Simd {
-    typedef E Vector __attribute__((vector_size(LANES * sizeof(E)), aligned(sizeof(E)), may_alias));
-
-    __attribute__((always_inline)) static const Vector& load(const E* p) { return *reinterpret_cast<const Vector*>(p); }
-    __attribute__((always_inline)) static Vector& at(E* p) { return *reinterpret_cast<Vector*>(p); }
 };
 
 // ROWS rows by VECTORS vectors of the tile, from its row `row` and column `column` on. `finish` gets the sums.

@@ -127,22 +127,39 @@ __device__ __forceinline__ void store_vector(double* target, const double (&valu
     }
 }
 
-// The sum over p = 0 .. count - 1 of part(p), a number of its own for each lane, in the first warp of a block of 256
-// threads; takes 2 KiB of shared memory. Each warp adds one stretch of the parts in order, then the stretches are added
-// in order.
+// The sum of `value` over the first kLanes lanes of the warp, a power of two, in every one of them.
+template <int kLanes = kWarp, class C>
+__device__ C sum_lanes(C value) {
+#pragma unroll
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kFullWarp, value, distance);
+    return value;
+}
+
+// How many of the kWidth elements from `begin` on exist.
+template <int kWidth>
+__device__ int elements_left(std::int64_t size, std::int64_t begin) {
+    return static_cast<int>(max(min(size - begin, std::int64_t{kWidth}), std::int64_t{0}));
+}
+
+constexpr int kSumWarps = 8;
+constexpr int kSumThreads = kSumWarps * kWarp;
+constexpr std::size_t kSumShared = kSumThreads * sizeof(double);
+
+// The sum over p = 0 .. count - 1 of part(p), a number of its own for each lane, in the first warp of a block of
+// kSumThreads threads with kSumShared bytes. Each warp adds one stretch of the parts in order, then the stretches are
+// added in order.
 template <class Part>
 __device__ double sum_parts(std::int64_t count, Part part) {
-    constexpr int kWarps = 8;
     double* const stretches = dynamic_shared();
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const std::int64_t length = ceil_div(count, kWarps);
+    const std::int64_t length = ceil_div(count, kSumWarps);
     const std::int64_t begin = warp * length, end = min(begin + length, count);
     double sum = 0;
 #pragma unroll 8
     for (std::int64_t p = begin; p < end; ++p) sum += part(p);
     stretches[threadIdx.x] = sum;
     __syncthreads();
-    for (int w = 1; w < kWarps && warp == 0; ++w) sum += stretches[w * kWarp + lane];
+    for (int w = 1; w < kSumWarps && warp == 0; ++w) sum += stretches[w * kWarp + lane];
     return sum;
 }
 

@@ -329,9 +329,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
                     for (int k = 0; k < chunk; ++k) {
                         C sum =
                             std::is_same_v<Use, Norm> ? square<Shape, C>(gradient) : dot<Shape, C>(gradient, held, k);
-#pragma unroll
-                        for (int distance = kWarp / 2; distance > 0; distance /= 2)
-                            sum += __shfl_xor_sync(kFullWarp, sum, distance);
+                        sum = sum_lanes(sum);
                         if (threadIdx.x % kWarp == 0)
                             warp_sums[(sample % 2 * kTileWarps + threadIdx.x / kWarp) * plan.chunk + k] = sum;
                     }
@@ -362,7 +360,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 // out[i] = sum over p < count of parts[p][i], in double. A block takes 32 elements. 256 threads, at most 64 registers,
 // 2 KiB of shared memory. Floor: one read of the parts.
 template <class C>
-__global__ void __launch_bounds__(kTileThreads, 4)
+__global__ void __launch_bounds__(kSumThreads, 4)
     add_parts(C* out, const C* parts, std::int64_t count, std::int64_t size) {
     const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kWarp + threadIdx.x % kWarp;
     const double sum = sum_parts(index < size ? count : 0, [=](std::int64_t p) { return parts[p * size + index]; });
@@ -371,8 +369,8 @@ __global__ void __launch_bounds__(kTileThreads, 4)
 
 template <class C>
 cudaError_t launch_add_parts(C* out, const double* parts, std::int64_t count, std::int64_t size, cudaStream_t stream) {
-    return launch(add_parts<C>, Grid{ceil_div(size, kWarp), 1}, kTileThreads, kTileThreads * sizeof(double), stream,
-                  out, reinterpret_cast<const C*>(parts), count, size);
+    return launch(add_parts<C>, Grid{ceil_div(size, kWarp), 1}, kSumThreads, kSumShared, stream, out,
+                  reinterpret_cast<const C*>(parts), count, size);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -10,15 +10,10 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <type_traits>
 
 #include "../scalar.h"
 
 namespace transferops::cuda {
-
-// What elements of type T are summed in, and the type of every output.
-template <class T>
-using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 struct Extent {
     std::int64_t depth = 1, height = 1, width = 1;

@@ -140,12 +140,6 @@ struct Share {
     }
 };
 
-// How many of the kWidth columns from `column` on exist.
-template <int kWidth>
-__device__ int columns_left(std::int64_t columns, std::int64_t column) {
-    return static_cast<int>(max(min(columns - column, std::int64_t{kWidth}), std::int64_t{0}));
-}
-
 // Positions of a linear layer.
 template <class T>
 struct Positions {
@@ -169,7 +163,7 @@ struct Positions {
         __device__ Loader(const Positions& x, std::int64_t group, std::int64_t first, Column*) : x(x) {
             const std::int64_t column = first + Base::channel();
             data = x.data + group * x.columns + column;
-            width = columns_left<Base::kWidth>(x.columns, column);
+            width = elements_left<Base::kWidth>(x.columns, column);
         }
 
         // Beyond the last position, that position is read again.

@@ -18,22 +18,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
-template <class C, class T>
-__device__ C convert(T x) {
-    if constexpr (std::is_same_v<C, double>)
-        return to_double(x);
-    else if constexpr (std::is_same_v<T, double>)
-        return static_cast<float>(x);
-    else
-        return to_float(x);
-}
-
-// How many of the kWidth elements from `begin` on exist.
-template <int kWidth>
-__device__ int elements_left(std::int64_t size, std::int64_t begin) {
-    return static_cast<int>(max(min(size - begin, std::int64_t{kWidth}), std::int64_t{0}));
-}
-
 // Which of `count` pieces `chunk` belongs to: the last that begins at or before it. first_chunks[0] is 0.
 __device__ inline int piece_of(const std::int64_t* first_chunks, int count, std::int64_t chunk) {
     int low = 0, high = count - 1;
@@ -130,9 +114,11 @@ constexpr int kMostRowPointers = 2048;
 constexpr int kMostSegments = 256;
 constexpr std::int64_t kGramChunk = 4096;
 
-// Weights per access: 16 bytes, but 8 of the 16-bit types where 64 sums leave too few registers.
+// Weights per access: 16 bytes, but 8 of float and the 16-bit types where 64 sums leave too few registers.
 template <class T, bool kDiagonal>
-constexpr int kGramWidth = kDiagonal || sizeof(T) > 2 ? 16 / sizeof(T) : 4;
+constexpr int kGramWidth = (kDiagonal || sizeof(T) == 8 ? 16 : 8) / sizeof(T);
+template <class T, bool kDiagonal>
+constexpr int kWeightWidth = std::min<int>(kGramWidth<T, kDiagonal>, 16 / sizeof(Compute<T>));
 
 template <class T>
 struct GramTable {
@@ -145,23 +131,19 @@ struct GramTable {
     int count;
 };
 
-// The sum of `value` over the warp, in every lane.
-__device__ inline double sum_lanes(double value) {
-#pragma unroll
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kFullWarp, value, distance);
-    return value;
-}
-
 // parts[block][kRows][kRows], of a tile with itself the upper triangle only. Rows that do not exist repeat the last,
 // and their products are not used. 256 threads, at most 255 registers (128 for tiles of 4), 4 KiB of shared memory; 8
-// accesses of 16 bytes (16 for two tiles) in flight per thread: 32 KiB. Floor: one read, 4 K d / 4.3e12 s for float.
-// Beside it stand, per weight and 8 rows, 36 float64 operations (64 for two tiles, which read 16 rows) and 8
+// accesses of 16 bytes (16 of 8 for two tiles) in flight per thread: 32 KiB. Floor: one read, 4 K d / 4.3e12 s for
+// float, up to 8 rows; beyond, every row is read ceil(K / 8) times, since the 136 sums of 16 rows would take 272
+// registers. Beside it stand, per weight and 8 rows, 36 float64 operations (64 for two tiles, which read 16 rows) and 8
 // conversions, 16 per clock and multiprocessor: at most 0.6 of the time of the read.
 template <class T, int kRows, bool kDiagonal>
 __global__ void __launch_bounds__(kThreads)
     gram_chunks(const __grid_constant__ GramTable<T> table, std::int64_t chunks, double* parts) {
     constexpr int kWidth = kGramWidth<T, kDiagonal>;
     constexpr int kLoads = kDiagonal ? kRows : 2 * kRows;
+    using C = Compute<T>;
+    constexpr int kWeights = kWeightWidth<T, kDiagonal>;
     double sums[kRows][kRows] = {};
     for (std::int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
         const int piece = piece_of(table.first_chunks, table.count, chunk);
@@ -175,12 +157,24 @@ __global__ void __launch_bounds__(kThreads)
             const std::int64_t place = begin + std::int64_t{step} * kThreads * kWidth;
             const int width = elements_left<kWidth>(table.sizes[piece], place);
             Vector<T, kWidth> values[kLoads];
-            load_vectors(values, width, table.aligned[piece], [=](int i) { return rows[i] + place; });
+            Vector<T, kWidth> origins[1] = {};
+            Vector<C, kWeights> factors[kWidth / kWeights] = {};
+            const bool aligned = table.aligned[piece];
+            load_vectors(values, width, aligned, [=](int i) { return rows[i] + place; });
+            if (base) load_vectors(origins, width, aligned, [=](int) { return base + place; });
+            if (weights) {
+#pragma unroll
+                for (int w = 0; w < kWidth / kWeights; ++w) {
+                    Vector<C, kWeights> factor[1];
+                    load_vectors(factor, width - w * kWeights, aligned,
+                                 [=](int) { return weights + place + w * kWeights; });
+                    factors[w] = factor[0];
+                }
+            }
 #pragma unroll
             for (int v = 0; v < kWidth; ++v) {
-                const bool exists = v < width;
-                const double origin = base && exists ? to_double(base[place + v]) : 0.0;
-                const double weight = weights && exists ? to_double(weights[place + v]) : 1.0;
+                const double origin = to_double(origins[0].values[v]);
+                const double weight = weights ? to_double(factors[v / kWeights].values[v % kWeights]) : 1.0;
                 double right[kRows];
 #pragma unroll
                 for (int j = 0; j < kRows; ++j)
@@ -214,7 +208,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Adds the blocks' parts of a pair of tiles and writes both halves of the matrix. A block takes 32 elements. 256
 // threads, at most 64 registers, 2 KiB of shared memory. Bound by latency.
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kSumThreads, 4)
     gram_finish(double* gram, const double* parts, std::int64_t count, std::int64_t rows, std::int64_t first_row,
                 std::int64_t first_column, int tile) {
     const int index = blockIdx.x * kWarp + threadIdx.x % kWarp;
@@ -299,8 +293,7 @@ __global__ void __launch_bounds__(kThreads)
             for (int e = 0; e < 4; ++e) mine[(group + e / 2 * 8) * kDirections + member * 2 + e % 2] = sums[e];
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-                norm[h] += __shfl_xor_sync(kFullWarp, norm[h], 1);
-                norm[h] += __shfl_xor_sync(kFullWarp, norm[h], 2);
+                norm[h] = sum_lanes<4>(norm[h]);
                 if (member == 0) mine[kSampleRows * kDirections + group + 8 * h] = norm[h];
             }
             __syncthreads();  // the warps' sums of these samples are complete, and those before have been added
@@ -333,7 +326,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // out[y][size] = the sum over p < count of parts[y][p][size]. A block takes 32 elements. 256 threads, at most 64
 // registers, 2 KiB of shared memory. Bound by latency.
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kSumThreads, 4)
     fisher_add_parts(const double* parts, std::int64_t count, std::int64_t size, double* out) {
     const std::int64_t index = std::int64_t{blockIdx.x} * kWarp + threadIdx.x % kWarp;
     parts += std::int64_t{blockIdx.y} * count * size;
@@ -343,7 +336,7 @@ __global__ void __launch_bounds__(kThreads, 4)
 
 // gram [directions, directions] = S^T S / samples for S as products[tile][sample][8]. A block takes 32 elements. 256
 // threads, at most 64 registers, 2 KiB of shared memory. Bound by latency.
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kSumThreads, 4)
     fisher_gram(const double* products, std::int64_t samples, std::int64_t directions, double* gram) {
     const std::int64_t index = std::int64_t{blockIdx.x} * kWarp + threadIdx.x % kWarp;
     const std::int64_t row = index / directions, column = index % directions;
@@ -391,7 +384,8 @@ std::int64_t fill_table(GramTable<T>& table, const GramSegment<T>* segments, std
     for (std::int64_t s = begin; s < end; ++s) {
         const GramSegment<T>& segment = segments[s];
         const std::int64_t to = s - begin;
-        bool aligned = segment.size % (16 / sizeof(T)) == 0;
+        bool aligned =
+            segment.size % (16 / sizeof(T)) == 0 && is_aligned(segment.base, 16) && is_aligned(segment.weights, 16);
         for (int i = 0; i < loads; ++i) {
             const std::int64_t row = i < plan.tile ? left + i : right + i - plan.tile;
             const T* pointer = segment.rows[std::min(row, rows - 1)];
@@ -463,9 +457,8 @@ cudaError_t weighted_gram(const GramSegment<T>* segments, std::int64_t segment_c
                 if (error != cudaSuccess) return error;
                 parts += blocks;
             }
-            const cudaError_t error =
-                launch(gram_finish, Grid{ceil_div(plan.part(), kWarp), 1}, kThreads, kThreads * sizeof(double), stream,
-                       gram, workspace, parts, rows, left, right, plan.tile);
+            const cudaError_t error = launch(gram_finish, Grid{ceil_div(plan.part(), kWarp), 1}, kSumThreads,
+                                             kSumShared, stream, gram, workspace, parts, rows, left, right, plan.tile);
             if (error != cudaSuccess) return error;
         }
     return cudaSuccess;
@@ -492,14 +485,13 @@ cudaError_t gradient_fisher_gram(const SampleGradients<T>& x, double* gram, Comp
     cudaError_t error = launch(fisher_products<T>, Grid{blocks, tiles}, kThreads, kShared, stream, x, aligned,
                                workspace, norm_parts, diagonal);
     if (error != cudaSuccess) return error;
-    constexpr std::size_t kSums = kThreads * sizeof(double);
-    error = launch(fisher_add_parts, Grid{ceil_div(x.samples, kWarp), 1}, kThreads, kSums, stream, norm_parts, blocks,
-                   x.samples, norms);
+    error = launch(fisher_add_parts, Grid{ceil_div(x.samples, kWarp), 1}, kSumThreads, kSumShared, stream, norm_parts,
+                   blocks, x.samples, norms);
     if (error != cudaSuccess) return error;
-    error = launch(fisher_add_parts, Grid{ceil_div(size, kWarp), tiles}, kThreads, kSums, stream, workspace, blocks,
-                   size, products);
+    error = launch(fisher_add_parts, Grid{ceil_div(size, kWarp), tiles}, kSumThreads, kSumShared, stream, workspace,
+                   blocks, size, products);
     if (error != cudaSuccess) return error;
-    return launch(fisher_gram, Grid{ceil_div(x.count * x.count, kWarp), 1}, kThreads, kSums, stream, products,
+    return launch(fisher_gram, Grid{ceil_div(x.count * x.count, kWarp), 1}, kSumThreads, kSumShared, stream, products,
                   x.samples, x.count, gram);
 }
 

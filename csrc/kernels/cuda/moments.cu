@@ -23,12 +23,6 @@ bool vectors_aligned(const FeatureSets<T>& x, const double* shift, int width) {
            x.row_stride % width == 0 && (x.sets == 1 || x.set_stride % width == 0);
 }
 
-// How many of the kWidth columns from `column` on exist.
-template <int kWidth>
-__device__ int columns_left(std::int64_t columns, std::int64_t column) {
-    return static_cast<int>(max(min(columns - column, std::int64_t{kWidth}), std::int64_t{0}));
-}
-
 // The first `width` of kWidth doubles at `source`, two per access if `aligned`; zeros for the others, and for no
 // source.
 template <int kWidth>
@@ -53,34 +47,17 @@ __device__ const double* shift_at(const double* shift, std::int64_t column) { re
 // ---------------------------------------------------------------------------------------------------------------------
 // Sums of partial sums, the second pass of class_sums and norm_moments.
 
-constexpr int kSumWarps = 8;
-constexpr std::size_t kSumShared = kSumWarps * kWarp * sizeof(double);
-
 // store(column, sum over p = 0 .. count - 1 of partial(p)[column]) for every column. A block takes 32 columns at a
-// time; each of its warps adds one stretch of the partials in order, then the stretches are added in order.
+// time.
 template <class Partial, class Store>
 __device__ void sum_partials(std::int64_t count, std::int64_t columns, Partial partial, Store store) {
-    double* stretches = dynamic_shared();
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    const std::int64_t length = ceil_div(count, kSumWarps);
-    const std::int64_t begin = warp * length, end = min(begin + length, count);
     for (std::int64_t first = std::int64_t{kWarp} * blockIdx.y; first < columns;
          first += std::int64_t{kWarp} * gridDim.y) {
-        const std::int64_t column = first + lane;
-        double sum = 0;
-        if (column < columns) {
-#pragma unroll 8
-            for (std::int64_t p = begin; p < end; ++p) sum += partial(p)[column];
-        }
-        stretches[threadIdx.x] = sum;
-        __syncthreads();
-        if (warp == 0 && column < columns) {
-            double total = 0;
-#pragma unroll
-            for (int w = 0; w < kSumWarps; ++w) total += stretches[w * kWarp + lane];
-            store(column, total);
-        }
-        __syncthreads();  // before the next group overwrites the stretches
+        const std::int64_t column = first + threadIdx.x % kWarp;
+        const bool exists = column < columns;
+        const double sum = sum_parts(exists ? count : 0, [=](std::int64_t p) { return partial(p)[column]; });
+        if (threadIdx.x < kWarp && exists) store(column, sum);
+        __syncthreads();  // before the next columns take the shared memory
     }
 }
 
@@ -133,7 +110,7 @@ __global__ void __launch_bounds__(kClassSumThreads, sizeof(T) < 4 ? 3 : 5)
     const std::int64_t chunk = warp / strips % chunks.count, set = warp / strips / chunks.count;
     const std::int64_t column = (warp % strips * kWarp + threadIdx.x % kWarp) * kWidth;
     if (set >= x.sets || column >= x.columns) return;
-    const int width = columns_left<kWidth>(x.columns, column);
+    const int width = elements_left<kWidth>(x.columns, column);
 
     const std::int64_t begin = chunk * chunks.rows;
     const int length = static_cast<int>(min(chunks.rows, x.rows - begin));
@@ -187,7 +164,7 @@ __global__ void __launch_bounds__(kClassSumThreads, sizeof(T) < 4 ? 3 : 5)
 // One block per set and class (and groups of columns): adds the partial sums of a class that touches several chunks,
 // writes zeros for an empty class. 256 threads, at most 64 registers, 2 KiB of shared memory: 4 blocks per
 // multiprocessor. Floor: reads at most one row of doubles per 32 rows of the features; most blocks return at once.
-__global__ void __launch_bounds__(kSumWarps* kWarp, 4)
+__global__ void __launch_bounds__(kSumThreads, 4)
     class_sums_finish(double* sums, double* partials, const std::int64_t* offsets, std::int64_t classes,
                       std::int64_t columns, Chunks chunks) {
     const std::int64_t set = blockIdx.x / classes, current = blockIdx.x % classes;
@@ -248,7 +225,7 @@ struct Staged {
     __device__ void load(const FeatureSets<T>& x, bool aligned, const double* offsets, std::int64_t row,
                          std::int64_t column) {
         column += slab_column();
-        width = columns_left<2>(x.columns, column);
+        width = elements_left<2>(x.columns, column);
         height = static_cast<int>(min(x.rows - row, std::int64_t{Layout::kRows}));
         load_doubles(shift, shift_at(offsets, column), width, aligned);
         const T* source = x.data + row * x.row_stride + column;
@@ -509,13 +486,13 @@ __global__ void __launch_bounds__(kNormThreads, 2)
 #pragma unroll
             for (int i = 0; i < kWidth; ++i) {
                 const std::int64_t column = start + i * kWarp * 2;
-                load_vectors(loaded[i], columns_left<2>(x.columns, column), kAligned,
+                load_vectors(loaded[i], elements_left<2>(x.columns, column), kAligned,
                              [&](int j) { return batch + column + rows[j]; });
             }
 #pragma unroll
             for (int i = 0; i < kWidth; ++i) {
                 const std::int64_t column = start + i * kWarp * 2;
-                const int width = columns_left<2>(x.columns, column);
+                const int width = elements_left<2>(x.columns, column);
                 double offset[2];
                 load_doubles(offset, shift_at(shift, column), width, kAligned);
 #pragma unroll
@@ -529,16 +506,14 @@ __global__ void __launch_bounds__(kNormThreads, 2)
         }
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-#pragma unroll
-            for (int distance = kWarp / 2; distance > 0; distance /= 2)
-                norm[j] += __shfl_xor_sync(kFullWarp, norm[j], distance);
+            norm[j] = sum_lanes(norm[j]);
             if (lane == 0 && warp + j * kNormWarps < count) norms[warp + j * kNormWarps] = norm[j];
         }
         __syncthreads();
         if (static_cast<int>(threadIdx.x) < count) quartic += norms[threadIdx.x] * norms[threadIdx.x];
 
         for (std::int64_t column = threadIdx.x * kWidth; column < x.columns; column += kNormThreads * kWidth) {
-            const int width = columns_left<kWidth>(x.columns, column);
+            const int width = elements_left<kWidth>(x.columns, column);
             double offset[kWidth], sum[kWidth];
             load_doubles(offset, shift_at(shift, column), width, kAligned);
             load_doubles(sum, first > begin ? partial + column : nullptr, width, kAligned);
@@ -560,16 +535,14 @@ __global__ void __launch_bounds__(kNormThreads, 2)
     }
 
     if (warp == 0) {
-#pragma unroll
-        for (int distance = kNormRows / 2; distance > 0; distance /= 2)
-            quartic += __shfl_xor_sync(kFullWarp, quartic, distance);
+        quartic = sum_lanes<kNormRows>(quartic);
         if (lane == 0) partial[x.columns] = quartic;
     }
 }
 
 // One block per set (and groups of columns): adds the chunks. 256 threads, at most 64 registers, 2 KiB of shared
 // memory: 4 blocks per multiprocessor. Floor: at most 512 rows of doubles, bound by latency.
-__global__ void __launch_bounds__(kSumWarps* kWarp, 4)
+__global__ void __launch_bounds__(kSumThreads, 4)
     norm_moments_finish(double* cubic, double* quartic, const double* partials, std::int64_t columns,
                         std::int64_t chunks) {
     const std::int64_t set = blockIdx.x, pitch = norm_pitch(columns);
@@ -595,7 +568,7 @@ cudaError_t class_sums(const FeatureSets<T>& features, const std::int64_t* order
     const cudaError_t error = launch(kernel, Grid{ceil_div(warps * kWarp, kClassSumThreads), 1}, kClassSumThreads, 0,
                                      stream, features, order, offsets, classes, shift, sums, workspace, chunks);
     if (error != cudaSuccess) return error;
-    return launch(class_sums_finish, sum_grid(sets * classes, columns), kSumWarps * kWarp, kSumShared, stream, sums,
+    return launch(class_sums_finish, sum_grid(sets * classes, columns), kSumThreads, kSumShared, stream, sums,
                   workspace, offsets, classes, columns, chunks);
 }
 
@@ -632,8 +605,8 @@ cudaError_t norm_moments(const FeatureSets<T>& features, const double* shift, do
     const cudaError_t error = launch(kernel, Grid{features.sets * chunks.count, 1}, kNormThreads, kNormShared, stream,
                                      features, shift, workspace, chunks);
     if (error != cudaSuccess) return error;
-    return launch(norm_moments_finish, sum_grid(features.sets, features.columns + 1), kSumWarps * kWarp, kSumShared,
-                  stream, cubic, quartic, workspace, features.columns, chunks.count);
+    return launch(norm_moments_finish, sum_grid(features.sets, features.columns + 1), kSumThreads, kSumShared, stream,
+                  cubic, quartic, workspace, features.columns, chunks.count);
 }
 
 std::int64_t norm_moments_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns) {

@@ -26,20 +26,6 @@ constexpr int kResident = kRows <= 16 ? 2 : 1;  // blocks of softmax_gram per mu
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 
-template <class C, class T>
-__device__ C convert(T x) {
-    if constexpr (std::is_same_v<C, double>)
-        return to_double(x);
-    else
-        return to_float(x);
-}
-
-__device__ inline double sum_lanes(double value) {
-#pragma unroll
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kFullWarp, value, distance);
-    return value;
-}
-
 // The largest logit of a sample, and the sum of exponentials of the others' distance to it.
 template <class C>
 struct Peak {
@@ -284,7 +270,7 @@ __global__ void __launch_bounds__(kThreads, kResident<kRowCount>)
 
 // Adds the blocks' parts and writes both halves of the matrix. A block takes 32 elements of a pair of tiles. 256
 // threads, at most 64 registers, 2 KiB of shared memory. Floor: one read of the parts, at most 4 MB per pair.
-__global__ void __launch_bounds__(kThreads, 4)
+__global__ void __launch_bounds__(kSumThreads, 4)
     softmax_gram_finish(double* gram, const double* parts, std::int64_t count, std::int64_t directions, int rows) {
     int right_tile = 0, left_tile = blockIdx.y;
     while (left_tile > right_tile) left_tile -= ++right_tile;
@@ -355,8 +341,8 @@ cudaError_t softmax_fisher_gram(const TangentBatch<T>& batch, double* gram, doub
         }
         if (error != cudaSuccess) return error;
     }
-    return launch(softmax_gram_finish, Grid{plan.rows * plan.rows / kWarp, plan.pairs}, kThreads,
-                  kThreads * sizeof(double), stream, gram, parts, plan.blocks, batch.directions, plan.rows);
+    return launch(softmax_gram_finish, Grid{plan.rows * plan.rows / kWarp, plan.pairs}, kSumThreads, kSumShared, stream,
+                  gram, parts, plan.blocks, batch.directions, plan.rows);
 }
 
 template <class T>
