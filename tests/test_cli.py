@@ -56,7 +56,7 @@ class TestEndToEnd:
         document = json.loads(out.read_text())
         assert (document["target"], document["shots"], document["seeds"]) == ("one", 3, [0, 1])
         assert document["sources"] == ["two", "[bold]"]
-        assert document["dimension"] == 3 * 2 * (3 - 1)
+        assert document["dimension"] == 3 * 3 * (3 - 1)
         assert document["options"]["epochs"] == 2
         assert set(document["strategies"]) == {"target-only", "all-sources", "quantities", "recommended"}
         for entry in document["strategies"].values():
@@ -64,8 +64,8 @@ class TestEndToEnd:
                 assert len(entry[key]) == 2
             assert all(0 <= accuracy <= 1 for accuracy in entry["accuracy"])
             assert all(seconds > 0 for seconds in entry["seconds"])
-        assert document["strategies"]["target-only"]["samples_per_epoch"] == [6, 6]
-        assert document["strategies"]["all-sources"]["samples_per_epoch"] == [54, 54]
+        assert document["strategies"]["target-only"]["samples_per_epoch"] == [9, 9]
+        assert document["strategies"]["all-sources"]["samples_per_epoch"] == [57, 57]
         assert {path.name for path in pictures.iterdir()} == {"accuracy.png", "quantities.png"}
         for expected in ("[bold] (24)", "Fisher+QP", "quantities took", "seed 1 quantities: epoch 2/2", "recommended"):
             assert expected in result.output
@@ -105,17 +105,24 @@ class TestEndToEnd:
         assert all(0 <= share <= 1 for shares in weights.values() for share in shares)
         result = run("--data", bundle, "--target", "one", *FAST, "--checkpoint", tmp_path / "kept", "--lr", "0.5")
         assert result.exit_code == 2
-        assert result.output.endswith("got 0.002\n")
+        assert result.output.endswith("got 0.008\n")
 
     def test_quiet_prints_nothing(self, bundle: Path) -> None:
         result = run("--data", bundle, "--target", "one", *FAST, "--quiet", "--strategy", "target-only")
         assert (result.exit_code, result.output) == (0, "")
 
-    def test_one_shot_is_explained(self, bundle: Path) -> None:
-        arguments = ["--shots", "1", "--seeds", "1", "--epochs", "1", "--strategy", "target-only"]
-        result = run("--data", bundle, "--target", "one", *arguments)
-        assert result.exit_code == 0, result.output
-        assert "note: one shot leaves nothing for validation" in result.output
+    def test_early_stopping(self, bundle: Path, tmp_path: Path) -> None:
+        """Needs a shot to validate on, which is then not trained on."""
+        out = tmp_path / "o.json"
+        common = ["--data", bundle, "--target", "one", "--seeds", "1", "--epochs", "1", "--strategy", "target-only"]
+        for shots, flags, samples in ((3, ["--early-stopping"], 6), (1, [], 3)):
+            result = run(*common, "--shots", str(shots), *flags, "--json", out)
+            assert result.exit_code == 0, result.output
+            entry = json.loads(out.read_text())["strategies"]["target-only"]
+            assert entry["samples_per_epoch"] == [samples]
+        result = run(*common, "--shots", "1", "--early-stopping")
+        message = "error: shots: expected at least 2 with early stopping, one of them for validation, got 1\n"
+        assert (result.exit_code, result.output) == (2, message)
 
     def test_embedded_digits(self, tmp_path: Path) -> None:
         pytest.importorskip("sklearn")

@@ -44,7 +44,16 @@ from transferops.otqms.summary import Mean, conclusions, summarize
 from transferops.otqms.training import EpochPlan, Evaluation, Stepper
 
 CLASSES, FEATURES = 3, 4
-FAST = TrainingOptions(epochs=4, patience=4, batch_size=8, min_steps=6, source_steps=30, lr=1e-2)
+FAST = TrainingOptions(
+    epochs=4,
+    early_stopping=True,
+    patience=4,
+    batch_size=8,
+    min_steps=6,
+    source_steps=30,
+    lr=1e-2,
+    schedule="constant",
+)
 
 
 def exactly(message: str) -> str:
@@ -282,14 +291,31 @@ class TestTrainer:
         run = trainer(options=options, validation=against).fit("all-sources")
         assert len(run.epochs) == run.kept_epoch + 3 < 60
 
-    def test_without_validation_the_last_epoch_is_kept(self) -> None:
-        run = trainer(options=dataclasses.replace(FAST, patience=1), validation=None).fit("target-only")
+    def test_without_early_stopping_all_labels_are_trained_on(self) -> None:
+        """As if the validation samples had been given with the target's; the last epoch is kept."""
+        options = dataclasses.replace(FAST, patience=1, early_stopping=False)
+        ours = trainer(options=options)
+        run = ours.fit("target-only")
         assert run.kept_epoch == len(run.epochs) == 4
         assert run.kept.validation_accuracy is None
+        assert run.kept.samples == ours.samples.sizes[0] == 15
+        split = few_shot_split(TARGET, 5)
+        assert split.validation is not None
+        parts = (split.train, split.validation)
+        whole = Domain("all", torch.cat([p.inputs for p in parts]), torch.cat([p.labels for p in parts]))
+        together = OTQMS(network, whole, SOURCES, options=options)
+        assert timeless(together.fit("quantities")) == timeless(ours.fit("quantities"))
+        assert together.dimension == ours.dimension == 15 * 2
+
+    def test_early_stopping_needs_validation_samples(self) -> None:
+        message = "validation: expected target samples to choose the epoch on, for early stopping, got none"
+        with pytest.raises(ValueError, match=exactly(message)):
+            trainer(validation=None)
 
     def test_gram_is_that_of_the_exact_fisher_information(self) -> None:
         """Of a linear model: J = sum_n x_n x_n^T (kron) (diag p_n - p_n p_n^T) / N, in full."""
-        ours = OTQMS(lambda: FeatureNet(FEATURES, CLASSES, hidden=0), TARGET, SOURCES, options=FAST)
+        options = dataclasses.replace(FAST, early_stopping=False)
+        ours = OTQMS(lambda: FeatureNet(FEATURES, CLASSES, hidden=0), TARGET, SOURCES, options=options)
         torch.manual_seed(7)
         model = FeatureNet(FEATURES, CLASSES, hidden=0)
 
@@ -318,7 +344,7 @@ class TestTrainer:
                 parameter.requires_grad_(False)
             return model
 
-        options = dataclasses.replace(FAST, dimension="parameters")
+        options = dataclasses.replace(FAST, early_stopping=False, dimension="parameters")
         ours = OTQMS(half_frozen, TARGET, SOURCES, options=options)
         assert ours.dimension == 8 * CLASSES + CLASSES
         torch.manual_seed(0)

@@ -21,7 +21,14 @@ from transferops.otqms import run as run_module
 from transferops.otqms.pool import TensorSamples
 
 OPTIONS = TrainingOptions(
-    epochs=4, patience=4, batch_size=8, min_steps=12, source_steps=20, checkpoint_steps=5, schedule="cosine"
+    epochs=4,
+    early_stopping=True,
+    patience=4,
+    lr=2e-3,
+    batch_size=8,
+    min_steps=12,
+    source_steps=20,
+    checkpoint_steps=5,
 )
 
 

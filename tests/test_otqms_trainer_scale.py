@@ -17,11 +17,13 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from transferops.otqms import OTQMS, TrainingOptions, TrainingRun
+from transferops.otqms import OTQMS, ConvNet, TrainingOptions, TrainingRun
 from transferops.otqms.guard import judge_sources
 from transferops.otqms.pool import Pool, TensorSamples
 
-OPTIONS = TrainingOptions(epochs=3, patience=3, batch_size=9, min_steps=8, source_steps=20, lr=1e-2, schedule="cosine")
+OPTIONS = TrainingOptions(
+    epochs=3, early_stopping=True, patience=3, batch_size=9, min_steps=8, source_steps=20, lr=1e-2
+)
 STRATEGIES = ("quantities", "weights", "recommended")
 
 
@@ -178,8 +180,9 @@ class TestSteps:
 
         assert fit("all-sources", loss=smoothed).epochs[-1].train_loss > 0.5
 
-    def test_cosine(self) -> None:
-        """From the learning rate to 0 over all steps of a phase."""
+    @pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
+    def test_schedules(self, schedule: str) -> None:
+        """Over all steps of a phase, after a rise in the first 2 % of them."""
         rates: list[float] = []
 
         class Recording(torch.optim.SGD):
@@ -187,10 +190,44 @@ class TestSteps:
                 rates.append(self.param_groups[0]["lr"])
                 return super().step(closure)
 
-        fit("all-sources", optimizer=Recording, epochs=4, patience=4)
-        assert len(rates) == 4 * 15
-        expected = [1e-2 * (1 + math.cos(math.pi * step / 60)) / 2 for step in range(60)]
-        assert rates == pytest.approx(expected)
+        fit("all-sources", optimizer=Recording, epochs=10, patience=10, schedule=schedule)
+        assert len(rates) == 10 * 15
+        factors = {
+            "constant": [1.0] * 150,
+            "cosine": [(1 + math.cos(math.pi * step / 150)) / 2 for step in range(150)],
+            "plateau": [1.0] * 90 + [1 - 0.95 * (step - 90) / 60 for step in range(90, 150)],
+        }
+        rise = [1 / 3, 2 / 3, *([1.0] * 148)]
+        assert rates == pytest.approx([1e-2 * a * b for a, b in zip(rise, factors[schedule], strict=True)])
+
+    def test_channels_last(self) -> None:
+        """Images are laid out so unless the model cannot take it; the training is the same up to rounding."""
+        generator = torch.Generator().manual_seed(0)
+        images = TensorSamples(torch.randn(12, 3, 8, 8, generator=generator), torch.arange(12) % 3)
+        data: dict[str, Any] = {"source": images}
+        options = dataclasses.replace(OPTIONS, early_stopping=False, optimizer=torch.optim.SGD)
+
+        class Viewing(nn.Sequential):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self[1](self[0](x).view(len(x), -1))
+
+        def layouts(model: Any, **changes: Any) -> tuple[nn.Module, bool, bool]:
+            ours = OTQMS(model, images, data, options=dataclasses.replace(options, **changes))
+            made = ours.fit("all-sources").model
+            weight = next(p for p in made.parameters() if p.dim() == 4)
+            inputs, _ = next(ours.samples.batches())
+            last = [t.is_contiguous(memory_format=torch.channels_last) for t in (weight, inputs)]
+            return made, last[0], last[1]
+
+        def convolutional() -> nn.Module:
+            return ConvNet(3, 3, width=4)
+
+        fast, *yes = layouts(convolutional)
+        slow, *no = layouts(convolutional, channels_last=False)
+        _, *refused = layouts(lambda: Viewing(nn.Conv2d(3, 4, 3), nn.Linear(4 * 6 * 6, 3)))
+        assert (yes, no, refused) == ([True] * 2, [False] * 2, [False] * 2)
+        for p, q in zip(fast.parameters(), slow.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_compiled_models_are_trained_compiled(self) -> None:
@@ -203,7 +240,7 @@ class TestSteps:
         torch.manual_seed(0)
         model = network()
         trainers = [
-            OTQMS(network, TARGET, SOURCES, options=dataclasses.replace(OPTIONS, **changes))
+            OTQMS(network, TARGET, SOURCES, validation=VALIDATION, options=dataclasses.replace(OPTIONS, **changes))
             for changes in ({}, {"offload": True}, {"offload": True, "source_dtype": torch.bfloat16})
         ]
         plain, offloaded, rounded = (trainer.gram(model) for trainer in trainers)
@@ -253,7 +290,10 @@ class TestReport:
         assert list(found.values()) == sorted(found.values(), reverse=True)
 
     def test_refuses(self) -> None:
-        trainer = OTQMS(network, TARGET, SOURCES, options=OPTIONS)
-        run = trainer.fit("target-only")
-        with pytest.raises(ValueError, match=r"^retrain: expected at least two sources and validation samples"):
-            trainer.report(run, retrain=True)
+        options = dataclasses.replace(OPTIONS, early_stopping=False)
+        trainer = OTQMS(network, TARGET, SOURCES, options=options)
+        with pytest.raises(ValueError, match=r"^retrain: expected early stopping, "):
+            trainer.report(trainer.fit("target-only"), retrain=True)
+        trainer = OTQMS(network, TARGET, {"near": SOURCES["near"]}, validation=VALIDATION, options=OPTIONS)
+        with pytest.raises(ValueError, match=r"^retrain: expected at least two sources, got one$"):
+            trainer.report(trainer.fit("target-only"), retrain=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from transferops import _checkpoint as checkpoint
+from transferops.fisher import FisherInformation, parameter_differences
 from transferops.otqms import (
     OTQMS,
     STRATEGIES,
@@ -22,17 +26,29 @@ from transferops.otqms import (
     Strategy,
     TrainingOptions,
     allocate,
+    decisions,
     survey,
 )
 from transferops.otqms import strategies as registry
+from transferops.otqms.akaike import akaike_shares
+from transferops.otqms.averaging import WeightAverage, midpoint
 from transferops.otqms.baselines import ensembles
 from transferops.otqms.baselines.wadn import _simplex_minimum
 from transferops.otqms.discrepancy import newton_directions, released_gram
 from transferops.otqms.distributed import World
-from transferops.otqms.phases import shares
+from transferops.otqms.phases import shares, target_alone
 from transferops.otqms.pool import TensorSamples
 
-FAST = TrainingOptions(epochs=2, patience=2, batch_size=8, min_steps=6, source_steps=20, lr=1e-2)
+FAST = TrainingOptions(
+    epochs=2,
+    early_stopping=True,
+    patience=2,
+    batch_size=8,
+    min_steps=6,
+    source_steps=20,
+    lr=1e-2,
+    schedule="constant",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -172,6 +188,51 @@ class TestPhases:
             trainer(epochs=6, patience=6, **options).fit(only(Phase(decide, decide_once=once)))
             assert len(seen) == expected
 
+    def test_averaging_keeps_the_mean_of_the_steps(self, only: Any) -> None:
+        """Of 4 steps of plain gradient descent by hand: the plain mean, as long as the decay forgets nothing."""
+        name = only(Phase(target_alone, epochs=2, averaging=0.9))
+        ours = trainer(batch_size=1000, min_steps=2, optimizer=torch.optim.SGD, lr=0.1, early_stopping=False)
+        torch.manual_seed(0)
+        model = FeatureNet(4, 3, hidden=6)
+        inputs, labels = (torch.cat([getattr(p, n) for p in (TARGET, VALIDATION)]) for n in ("inputs", "labels"))
+        steps = []
+        for _ in range(4):
+            gradients = torch.autograd.grad(F.cross_entropy(model(inputs), labels), list(model.parameters()))
+            with torch.no_grad():
+                for p, gradient in zip(model.parameters(), gradients, strict=True):
+                    p -= 0.1 * gradient
+            steps.append([p.detach().clone() for p in model.parameters()])
+        kept = ours.fit(name).model
+        for found, *values in zip(kept.parameters(), *steps, strict=True):
+            torch.testing.assert_close(found.detach(), torch.stack(values).mean(0), rtol=1e-5, atol=1e-6)
+
+    def test_averaging_forgets_exponentially(self) -> None:
+        model = nn.Linear(1, 1, bias=False)
+        average = WeightAverage(model, 0.5)
+        for value in (1.0, 2.0, 4.0, 8.0):
+            nn.init.constant_(model.weight, value)
+            average.update(model)
+        assert average.applied(model).weight.item() == pytest.approx(((1 + 2) / 2 / 2 + 4 / 2) / 2 + 8 / 2)
+        assert model.weight.item() == 8
+
+    def test_halfway(self, only: Any) -> None:
+        """The mean of the model before a phase and the one after it."""
+        first, second = Phase(target_alone, epochs=1), Phase(target_alone, start="previous", epochs=3)
+        ours = trainer(early_stopping=False)
+        before, after = ours.fit(only(first)).model, ours.fit(only(first, second)).model
+        kept = ours.fit(only(first, dataclasses.replace(second, halfway=True))).model
+        for p, q, r in zip(before.parameters(), after.parameters(), kept.parameters(), strict=True):
+            torch.testing.assert_close(r, (p + q) / 2)
+            assert not torch.equal(p, q)
+
+    def test_buffers_are_not_averaged(self) -> None:
+        first, second = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+        nn.init.constant_(first.weight, 3.0)
+        second.running_mean.fill_(5.0)
+        middle = midpoint(first, second)
+        assert middle.weight.tolist() == [2.0, 2.0]
+        assert middle.running_mean.tolist() == [5.0, 5.0]
+
     def test_best_source_is_the_nearest(self, only: Any) -> None:
         ours = trainer(source_steps=200)
         name = only(Phase(lambda s: Decision((0, 0, 0)), start="best-source", lr_factor=1e-9, epochs=1))
@@ -194,21 +255,49 @@ class TestDecisions:
         assert list(record.shares.values()) == pytest.approx(expected.masses.tolist(), abs=1e-9)
 
     def test_a_survey(self) -> None:
-        """A at the target's model from the common start; d is a quarter of N0 times the distance of the halves."""
+        """A and d at the mean of the halves' models, all from the common start; the decision follows from both."""
         ours = trainer(source_steps=5)
         found = ours._prepared.survey(all_labels=True)
         assert found.gram.shape == (3, 3)
         assert found.gram[0, 0] < found.gram[1, 1]
         assert found.dimension > 0
         record = ours.fit("recommended").epochs[0]
-        expected = allocate(found.gram, 15 + 12, [60, 48, 9], found.dimension, mode="weight")
+        expected = akaike_shares(found.gram, 15 + 12, [60, 48, 9], found.dimension)
         assert record.samples == (15 + 12 + 60 + 48 + 9) / 2
-        near = (expected.masses[0] + (1 - expected.target_mass) * 60 / 117) / 2
-        assert record.quantities["near"] == pytest.approx(near * record.samples, abs=1)
-        assert record.predicted_risk is not None
-        assert record.predicted_risk > expected.risk
+        assert list(record.shares.values()) == pytest.approx(expected.sources.tolist(), abs=1 / record.samples)
+        assert record.predicted_risk == pytest.approx(expected.risk)
         assert record.validation_accuracy is None
         assert set(ours._prepared._surveys) == {True}
+
+    def test_a_survey_measures_at_the_mean_of_the_halves(self, tmp_path: Path) -> None:
+        """From the models it leaves behind: A, and d from the halves' distance, by the Fisher information there."""
+        options = dataclasses.replace(FAST, early_stopping=False)
+        ours = OTQMS(lambda: FeatureNet(4, 3, hidden=6), task(0, 6), SOURCES, options=options, checkpoint=tmp_path)
+        found = ours._prepared.survey(all_labels=True)
+
+        def model(name: str) -> nn.Module:
+            state = checkpoint.load(tmp_path / "seed-0" / f"survey-{name}-all.ckpt")
+            assert state is not None
+            made = FeatureNet(4, 3, hidden=6)
+            made.load_state_dict(state["stopping"]["state"])
+            return made
+
+        halves, sources = [model("first-half"), model("second-half")], [model(f"source-{i}") for i in range(3)]
+        middle = midpoint(*halves)
+        fisher = FisherInformation(middle)
+        batch = [task(0, 6).inputs]
+        matrix = fisher.gram(parameter_differences(sources, middle), batch)
+        torch.testing.assert_close(found.gram, matrix, rtol=1e-4, atol=1e-7)
+        apart = fisher.quadratic(parameter_differences(halves[:1], halves[1])[0], batch)
+        assert found.dimension == pytest.approx(18 / 4 * apart, rel=1e-4)
+
+    def test_a_strategy_that_validates_may_survey(self, only: Any) -> None:
+        """The survey is then of the training samples alone, and with early stopping off of all, but once."""
+        name = only(Phase(decisions.surveyed_shares, start="survey", epochs=1), surveys=True)
+        for early, samples in ((True, 15), (False, 27)):
+            ours = trainer(early_stopping=early)
+            assert ours.fit(name).epochs[0].samples == math.ceil((samples + 117) / 2)
+            assert set(ours._prepared._surveys) == {not early}
 
     def test_halves_are_stratified_and_complete(self) -> None:
         ours = trainer()
@@ -320,9 +409,18 @@ class TestDiscrepancy:
     def test_supplied_source_models(self) -> None:
         trained = trainer()
         models = dict(zip(SOURCES, trained.source_models(), strict=True))
-        ours = OTQMS(lambda: FeatureNet(4, 3, hidden=6), TARGET, SOURCES, options=FAST, source_models=models)
+        options = dataclasses.replace(FAST, early_stopping=False)
+        ours = OTQMS(lambda: FeatureNet(4, 3, hidden=6), TARGET, SOURCES, options=options, source_models=models)
         model = trained._prepared.around.initial
-        torch.testing.assert_close(ours.gram(model), trained.gram(model), rtol=0, atol=0)
+        same = OTQMS(
+            lambda: FeatureNet(4, 3, hidden=6),
+            TARGET,
+            SOURCES,
+            options=FAST,
+            validation=VALIDATION,
+            source_models=models,
+        )
+        torch.testing.assert_close(same.gram(model), trained.gram(model), rtol=0, atol=0)
         assert ours.fit("quantities").source_model_seconds == 0
         with pytest.raises(ValueError, match=r"^source_models: expected a model for every source, 'far' included"):
             OTQMS(lambda: FeatureNet(4, 3), TARGET, SOURCES, source_models={"near": models["near"]})

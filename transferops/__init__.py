@@ -6,6 +6,8 @@
 * :mod:`transferops.rank` - features of models over data, many scores at once, and how well they rank
 * :mod:`transferops.otqms` - how many samples of each source to train with
 * :mod:`transferops.adapt` - heads in closed form, inheritance of parameters, and whether it hurts
+* :mod:`transferops.compat` - the signatures that other packages have, over the scores here
+* :mod:`transferops.integrations` - scikit-learn, Lightning, Hugging Face, laplace-torch: each an extra
 * ``transferops`` on the command line - the same questions without a program
 """
 
@@ -23,9 +25,21 @@ try:
 except PackageNotFoundError:  # used from a source tree that is not installed
     __version__ = "0+unknown"
 
-__all__ = ["__version__", "adapt", "data", "fisher", "ops", "otqms", "rank", "scores", "show_config"]
+__all__ = [
+    "__version__",
+    "adapt",
+    "compat",
+    "data",
+    "fisher",
+    "integrations",
+    "ops",
+    "otqms",
+    "rank",
+    "scores",
+    "show_config",
+]
 
-_LAZY = {"adapt", "data", "fisher", "otqms", "rank", "scores"}
+_LAZY = {"adapt", "compat", "data", "fisher", "integrations", "otqms", "rank", "scores"}
 
 
 def __getattr__(name: str) -> Any:

@@ -20,8 +20,8 @@ class FewShotTransfer:
     """From alpha and a seed to a test accuracy, as :func:`transferops.adapt.transfer_check` wants it.
 
     A model inherits the share alpha of an upstream model and is then trained on the few labelled target samples
-    only; their validation part chooses the epoch, the test part gives the accuracy. The seed fixes the split, the
-    initialisation, the inherited part and the order of samples, for all shares alike.
+    only, the validation part included without early stopping; the test part gives the accuracy. The seed fixes the
+    split, the initialisation, the inherited part and the order of samples, for all shares alike.
 
     Args:
         model: Makes the network.

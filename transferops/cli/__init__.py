@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from transferops import __version__
-from transferops.cli import _common, adapt, inherit, otqms, rank  # _common first: it says which extra is missing
+
+# _common first: it says which extra is missing
+from transferops.cli import _common, adapt, doctor, inherit, otqms, rank
 
 
 @_common.click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,6 +18,7 @@ cli.add_command(otqms.command)
 cli.add_command(adapt.command)
 cli.add_command(inherit.command)
 cli.add_command(rank.command)
+cli.add_command(doctor.command)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from transferops._validate import check_positive_int
+from transferops._validate import check_positive_int, fail
 from transferops.cli._common import (
     click,
     console,
@@ -44,7 +44,7 @@ def _strategies(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option("--data", metavar="FILE.npz|FOLDER", help="Domains to use; without it, the embedded digits.")
 @click.option("--target", metavar="DOMAIN", help=f"Domain to do well on; for the embedded digits {DEFAULT_TARGET}.")
 @click.option("--sources", metavar="A,B", callback=names, help="Domains to take samples from; all others if left out.")
-@click.option("--shots", default=10, show_default=True, help="Labelled target samples per class, validation included.")
+@click.option("--shots", default=10, show_default=True, help="Labelled target samples per class.")
 @click.option("--seeds", default=3, show_default=True, help="Repetitions, each with its own split and initialisation.")
 @click.option(
     "--strategy",
@@ -66,13 +66,16 @@ def _strategies(context: click.Context, parameter: click.Parameter, value: str) 
 @click.option("--jsonl", "log_path", metavar="FILE", type=click.Path(path_type=Path), help="Append each epoch as JSON.")
 @click.option("--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Each epoch for TensorBoard.")
 @click.option("--image-size", type=int, help="Resize the images of a folder to this many pixels square.")
-@click.option("--epochs", default=TrainingOptions.epochs, show_default=True, help="At most so many.")
+@click.option(
+    "--epochs", default=TrainingOptions.epochs, show_default=True, help="Of every phase that has no number of its own."
+)
 @click.option(
     "--patience",
     default=TrainingOptions.patience,
     show_default=True,
-    help="Epochs without improvement before a stop.",
+    help="With early stopping, epochs without improvement before a stop.",
 )
+@click.option("--early-stopping", is_flag=True, help="Choose the epoch on a validation part of the shots.")
 @click.option("--lr", default=TrainingOptions.lr, show_default=True, help="Learning rate of Adam.")
 @click.option("--batch-size", default=TrainingOptions.batch_size, show_default=True)
 @click.option(
@@ -103,6 +106,7 @@ def command(
     image_size: int | None,
     epochs: int,
     patience: int,
+    early_stopping: bool,
     lr: float,
     batch_size: int,
     dimension: Any,
@@ -115,9 +119,9 @@ def command(
 
     Compares strategies on a few-shot target: training on the target only, adding all sources, adding
     the quantities of least predicted risk (OTQMS), decided anew before every epoch, and what is
-    recommended, weights in the place of quantities and a fine-tune on the target. Accuracy is
-    measured on target samples that no strategy has seen; where the epoch to keep is chosen, it is on
-    a validation part of the shots.
+    recommended, shares of the loss in the place of quantities and a finish on the target. Accuracy is
+    measured on target samples that no strategy has seen. All shots are trained on and the last epoch
+    is kept; with early stopping, a validation part of the shots chooses it.
 
     \b
     Try it on embedded data, scikit-learn's digits in seven domains:
@@ -138,6 +142,7 @@ def command(
     options = TrainingOptions(
         epochs=epochs,
         patience=patience,
+        early_stopping=early_stopping,
         lr=lr,
         batch_size=batch_size,
         dimension=dimension,
@@ -148,7 +153,8 @@ def command(
     prepare_outputs(json_path, output)
     bundle, target = read_domains(data, target, image_size)
     target_domain, source_domains = bundle.choose(target, sources)
-    has_validation = few_shot_split(target_domain, shots).validation is not None
+    if few_shot_split(target_domain, shots).validation is None and early_stopping:
+        fail("shots", "at least 2 with early stopping, one of them for validation", str(shots))
 
     quiet = quiet or os.environ.get("RANK", "0") != "0"  # under torchrun the first process speaks
     screen = console(quiet)
@@ -156,8 +162,6 @@ def command(
     for domain, missing in bundle.missing_classes().items():
         classes = ", ".join(bundle.class_names[i] if bundle.class_names else str(i) for i in missing)
         say(f"note: {domain} has no sample of class {classes}")
-    if not has_validation:
-        say("note: one shot leaves nothing for validation: all epochs are trained and the last is kept")
     counts = ", ".join(f"{domain.name} ({len(domain)})" for domain in source_domains)
     say(f"target {target} ({len(target_domain)} samples, {shots} shots per class), sources {counts}")
     with launched(torch.device(device)) as world:

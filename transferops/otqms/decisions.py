@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
+from transferops.otqms.akaike import akaike_shares
 from transferops.otqms.allocation import Allocation, allocate
 from transferops.otqms.phases import Anchor, Decide, Decision, Situation
 from transferops.otqms.rounding import largest_remainder
-from transferops.otqms.theory import weighted_risk
-
-LEAST_DIMENSION = 1e-6  # halves that agree exactly leave no noise to average out
 
 
 def quantities(situation: Situation) -> Decision:
@@ -54,25 +54,20 @@ def weights(situation: Situation) -> Decision:
     return _weighted(allocation)
 
 
-def surveyed_weights(situation: Situation) -> Decision:
+def surveyed_shares(situation: Situation) -> Decision:
     """The shares of the loss by a survey, realised by how often samples are drawn [derived].
 
-    A and d both come from :class:`transferops.otqms.survey.Survey`, so that they are on one scale. The target's
-    share is its mass where the predicted risk is least. What the sources have is given to them half by their
-    masses there and half by their numbers of samples: measured on few target samples, A often singles out one
-    source where another would serve as well. An epoch draws half as many samples as there are, the target's
-    in several rounds. As the loss is then unweighted, no step is dominated by the few target samples in it.
+    A and d both come from :class:`transferops.otqms.survey.Survey`, so that they are on one scale; the shares are
+    :func:`transferops.otqms.akaike.akaike_shares`. An epoch draws as many samples as the budget says, or half as many
+    as there are, the target's in several rounds. As the loss is then unweighted, no step is dominated by the few
+    target samples in it.
     """
     survey = situation.survey()
-    sizes = np.array([situation.target_samples, *situation.source_samples], dtype=np.float64)
-    dimension = max(survey.dimension, LEAST_DIMENSION)
-    allocation = allocate(survey.gram, sizes[0], sizes[1:], dimension, mode="weight")
-    everyone = (1 - allocation.target_mass) * sizes[1:] / sizes[1:].sum()
-    masses = np.array([allocation.target_mass, *((allocation.masses + everyone) / 2)])
-    total = np.ceil(sizes.sum() / 2)
-    drawn = largest_remainder(masses * total, np.full(len(sizes), total), np.ones(len(sizes)))
-    risk = weighted_risk(masses[1:], survey.gram, sizes[0], sizes[1:], dimension)
-    return Decision(tuple(drawn[1:].tolist()), float(risk), target=int(drawn[0]))
+    found = akaike_shares(survey.gram, situation.target_samples, situation.source_samples, survey.dimension)
+    masses = np.array([found.target, *found.sources])
+    total = situation.budget or math.ceil((situation.target_samples + sum(situation.source_samples)) / 2)
+    drawn = largest_remainder(masses * total, np.full(len(masses), total), np.ones(len(masses)))
+    return Decision(tuple(drawn[1:].tolist()), found.risk, target=int(drawn[0]))
 
 
 def budget(situation: Situation) -> Decision:

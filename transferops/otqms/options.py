@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from transferops._validate import check_positive_int, describe, fail
 from transferops.fisher.directions import Selection
 
 Dimension = int | Literal["auto", "parameters"]
+BuiltInSchedule = Literal["constant", "cosine", "plateau"]
 Schedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -29,8 +30,11 @@ class TrainingOptions:
     """How to train; the same for every strategy, so that they differ in their samples only.
 
     Args:
-        epochs: At most so many; of every phase of a strategy.
-        patience: Stop after so many epochs without a validation accuracy as good as the best.
+        epochs: At most so many; of every phase of a strategy that has no number of its own.
+        early_stopping: Whether validation samples choose the epoch to keep. If not, they are trained on like the rest
+            of the target's samples, by every strategy, and the last epoch is kept: with few shots the samples are
+            worth more than the choice.
+        patience: With early stopping, stop after so many epochs without a validation accuracy as good as the best.
         lr: Learning rate.
         batch_size: Largest batch, over all processes.
         min_steps: Fewest optimiser steps in an epoch; the samples are passed over repeatedly to reach it.
@@ -39,13 +43,16 @@ class TrainingOptions:
             :func:`resolve_dimension`.
         optimizer: Called as ``optimizer(parameters, lr=lr)``.
         device: Where to train.
-        schedule: "constant"; "cosine", from the learning rate to 0 over the epochs of a phase; or called as
+        schedule: "constant"; "cosine", from the learning rate to 0 over the epochs of a phase; "plateau", constant
+            for 60 % of them, then linearly to 5 %; all three after a linear rise over the first 2 %. Or called as
             ``schedule(optimizer)``, a scheduler that is stepped after every epoch.
         loss: ``(logits, labels)`` to the loss of each sample, ``[N]``.
         accumulate: A step's batch is passed through the model in so many pieces.
         autocast: ``torch.bfloat16`` or ``torch.float16`` (with loss scaling) for the forward passes of the
             training; ``None``: the model's own precision.
         compile: Train through ``torch.compile``.
+        channels_last: Lay images out with their channels last in memory, which convolutions on the CPU are much
+            faster with, where the model accepts it.
         fisher: "exact", or "empirical", which vanishes with the training loss.
         directions: "models": differences to source models; "gradients": without any, one damped Newton step
             for each source, see :func:`transferops.otqms.discrepancy.newton_directions`.
@@ -63,20 +70,22 @@ class TrainingOptions:
         ValueError: If a number is out of range or the device does not work here.
     """
 
-    epochs: int = 40
+    epochs: int = 16
+    early_stopping: bool = False
     patience: int = 15
-    lr: float = 2e-3
-    batch_size: int = 32
+    lr: float = 8e-3
+    batch_size: int = 64
     min_steps: int = 20
     source_steps: int = 400
     dimension: Dimension = "auto"
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
     device: str = "cpu"
-    schedule: Schedule | Literal["constant", "cosine"] = "constant"
+    schedule: Schedule | BuiltInSchedule = "cosine"
     loss: Loss = cross_entropy
     accumulate: int = 1
     autocast: torch.dtype | None = None
     compile: bool = False
+    channels_last: bool = True
     fisher: Literal["exact", "empirical"] = "exact"
     directions: Literal["models", "gradients"] = "models"
     parameters: Selection | Literal["all", "head"] = "all"
@@ -103,8 +112,8 @@ class TrainingOptions:
         for name, accepted in (("fisher", ("exact", "empirical")), ("directions", ("models", "gradients"))):
             if getattr(self, name) not in accepted:
                 fail(name, " or ".join(repr(value) for value in accepted), describe(getattr(self, name)))
-        if isinstance(self.schedule, str) and self.schedule not in ("constant", "cosine"):
-            fail("schedule", "'constant', 'cosine' or a function", describe(self.schedule))
+        if isinstance(self.schedule, str) and self.schedule not in get_args(BuiltInSchedule):
+            fail("schedule", "'constant', 'cosine', 'plateau' or a function", describe(self.schedule))
         if isinstance(self.parameters, str) and self.parameters not in ("all", "head"):
             fail("parameters", "'all', 'head', a predicate or names", describe(self.parameters))
         if self.autocast not in (None, torch.bfloat16, torch.float16):

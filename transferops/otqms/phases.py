@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import nn
 
+from transferops.otqms.options import BuiltInSchedule
+
 if TYPE_CHECKING:
     from transferops.otqms.pool import Pool
     from transferops.otqms.survey import Survey
@@ -94,7 +96,11 @@ class Phase:
         patience: As in the options; ``None``: those.
         batch_size: As in the options; ``None``: that.
         schedule: As in the options; ``None``: that.
-        early_stopping: Whether the epoch is chosen on validation samples; if not, the last is kept.
+        averaging: Decay per step of the exponential mean of the weights that is kept instead of the last ones, see
+            :class:`transferops.otqms.averaging.WeightAverage`; ``None``: no mean.
+        halfway: Whether the mean of the model it starts from and the trained one is kept, in weight space.
+        early_stopping: Whether the epoch is chosen on validation samples where the options say so; if not, the last
+            is kept.
         decide_once: Whether the first decision is kept, whatever the options say.
         may_stay: Whether the model it starts from may be the one that is kept.
         name: For the records.
@@ -107,7 +113,9 @@ class Phase:
     steps: int | None = None
     patience: int | None = None
     batch_size: int | None = None
-    schedule: Literal["constant", "cosine"] | None = None
+    schedule: BuiltInSchedule | None = None
+    averaging: float | None = None
+    halfway: bool = False
     early_stopping: bool = True
     decide_once: bool = False
     may_stay: bool = False

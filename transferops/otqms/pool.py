@@ -69,6 +69,7 @@ class Pool:
         ends = torch.tensor([len(part) for part in labels]).cumsum(0).tolist()
         self._ranges = list(zip([0, *ends[:-1]], ends, strict=True))
         self._workers = workers
+        self._format = torch.preserve_format
         self._inputs: torch.Tensor | None = None
         if all(_is_tensors(part) for part in parts.values()):
             self._inputs = torch.cat([cast(Samples, part).inputs.to(device) for part in parts.values()])
@@ -95,6 +96,17 @@ class Pool:
         seen._ranges = [(self._ranges[own[0]][0], self._ranges[own[-1]][1]) for own in parts.values()]
         return seen
 
+    def channels_last(self) -> Pool | None:
+        """The same samples with the channels of images last in memory; ``None`` if they are not images."""
+        sample, _ = next(self.batches(torch.arange(1)))
+        if sample.dim() != 4:
+            return None
+        changed = copy.copy(self)
+        changed._format = torch.channels_last
+        if self._inputs is not None:
+            changed._inputs = self._inputs.contiguous(memory_format=torch.channels_last)
+        return changed
+
     def positions(self, part: int | None = None) -> torch.Tensor:
         """All positions, or those of a part."""
         if part is None:
@@ -114,7 +126,8 @@ class Pool:
         if self._inputs is not None:
             for batch in batches:
                 index = batch.to(self.device)
-                yield self._inputs[index], self._device_labels[index]
+                inputs = self._inputs[index]
+                yield self._in_format(inputs), self._device_labels[index]
             return
         loader = DataLoader(
             self._dataset,
@@ -125,7 +138,11 @@ class Pool:
             generator=torch.Generator().manual_seed(0),  # else it would draw from the global generator
         )
         for inputs, labels in loader:
-            yield inputs.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+            inputs = inputs.to(self.device, non_blocking=True)
+            yield self._in_format(inputs), labels.to(self.device, non_blocking=True)
+
+    def _in_format(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.to(memory_format=self._format)
 
     def batches(
         self, positions: torch.Tensor | None = None, size: int = _EVALUATION_BATCH

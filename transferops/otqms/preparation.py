@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from transferops.otqms import discrepancy, survey
+from transferops.otqms.averaging import midpoint
 from transferops.otqms.dimension import distance_dimension
 from transferops.otqms.discrepancy import State
 from transferops.otqms.distributed import World
@@ -129,6 +130,7 @@ class Preparation:
 
     def survey(self, all_labels: bool) -> Survey:
         """A look at all tasks from a common start; with the validation samples among the target's, or without."""
+        all_labels = all_labels or self.around is self.labelled
         if all_labels in self._surveys:
             return self._surveys[all_labels]
         common, seconds = self._common_start(all_labels)
@@ -144,21 +146,21 @@ class Preparation:
             return model
 
         states = [
-            self._stored(trained(f"source-{i}{suffix}", name, survey.probe(i, survey.SOURCE_STEPS, batch), start))
+            self._stored(trained(f"source-{i}{suffix}", name, survey.source_probe(i, batch), start))
             for i, name in enumerate(self.source_names)
         ]
-        alone = survey.probe(None, survey.TARGET_STEPS, batch)
-        model = trained(f"target{suffix}", "target", alone, start)
         generator = torch.Generator().manual_seed(stream_seed(self.around.seed, "halves"))
         parts = survey.halves(start.samples, generator)
-        sizes, found = [len(part) for part in parts], []
+        sizes, models = [len(part) for part in parts], []
         for name, part in zip(("first", "second"), parts, strict=True):
             half = dataclasses.replace(start, samples=Pool({"target": part}, self.device))
-            found.append(self._stored(trained(f"{name}-half{suffix}", "target", alone, half)))
-        gram = discrepancy.gram(model, [*states, *found], start.samples, self.options, self._world)
+            models.append(trained(f"{name}-half{suffix}", "target", survey.half_probe(), half))
+        states += [model.state_dict() for model in models]  # not rounded: their difference is small
+        middle = midpoint(*models)
+        gram = discrepancy.gram(middle, states, start.samples, self.options, self._world)
         apart = gram[-1, -1] + gram[-2, -2] - 2 * gram[-1, -2]
         measured = float(distance_dimension(max(float(apart), 0.0), *sizes))
-        sources = len(states)
+        sources = len(self.source_names)
         self._surveys[all_labels] = Survey(gram[:sources, :sources].contiguous(), measured, seconds)
         return self._surveys[all_labels]
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from transferops import _checkpoint as checkpoint
 from transferops._validate import fail
+from transferops.otqms.averaging import WeightAverage, midpoint
 from transferops.otqms.distributed import World
 from transferops.otqms.early_stopping import EarlyStopping
 from transferops.otqms.options import TrainingOptions
@@ -146,23 +147,30 @@ class Run:
         before = 0 if number == 0 else self.kept_epoch
         self._phase, self._phase_epoch = number, 0
         self._decision = None
-        self._stepper = self._new_stepper()
+        self._prepare_phase()
         self._stopping = EarlyStopping(phase.patience or self.around.options.patience, len(self.records))
         if phase.may_stay and before:
-            self._stopping.update(before, self._assess(), self.model)
+            self._stopping.update(before, self._assess(self.model), self.model)
 
-    def _new_stepper(self) -> Stepper:
-        """For the phase at hand."""
+    def _prepare_phase(self) -> None:
+        """What the phase at hand trains with, from the model as it is."""
         phase, options = self._phases[self._phase], self.around.options
         own = dataclasses.replace(options, schedule=phase.schedule or options.schedule)
-        return Stepper(self.model, own, options.lr * phase.lr_factor, self._world)
+        self._stepper = Stepper(self.model, own, options.lr * phase.lr_factor, self._world)
+        self._average = None if phase.averaging is None else WeightAverage(self.model, phase.averaging)
+        self._origin = copy.deepcopy(self.model) if phase.halfway else None
 
-    def _assess(self) -> Evaluation | None:
-        """Loss and accuracy on the validation samples, where the phase looks at them."""
+    def _candidate(self) -> nn.Module:
+        """The model that would be kept now."""
+        model = self.model if self._average is None else self._average.applied(self.model)
+        return model if self._origin is None else midpoint(self._origin, model)
+
+    def _assess(self, model: nn.Module) -> Evaluation | None:
+        """Loss and accuracy of ``model`` on the validation samples, where the phase looks at them."""
         validation = self.around.validation
         if validation is None or not self._validated or not self._phases[self._phase].early_stopping:
             return None
-        return evaluate(self.model, validation, None, self._world)
+        return evaluate(model, validation, None, self._world)
 
     def _begin_epoch(self) -> None:
         self._clock = start = perf_counter()
@@ -196,6 +204,8 @@ class Run:
         progress = (self._phase_epoch, epochs)
         for loss in self._stepper.steps(self.around.samples, self._plan, self._step, progress):
             self._loss += loss
+            if self._average is not None:
+                self._average.update(self.model)
             self._step += 1
             if self._step % every == 0 and self._step < self._plan.total_steps:
                 self._save()
@@ -208,9 +218,10 @@ class Run:
         if not math.isfinite(loss):
             raise RuntimeError(f"the training diverged: its mean loss is {loss}; a smaller learning rate may help")
         self._stepper.end_epoch()
-        assessed = self._assess()
+        candidate = self._candidate()
+        assessed = self._assess(candidate)
         epoch = len(self.records) + 1
-        self._stopping.update(epoch, assessed, self.model)
+        self._stopping.update(epoch, assessed, candidate)
         names = self.around.samples.names[1:]
         record = EpochRecord(
             epoch=epoch,
@@ -288,6 +299,8 @@ class Run:
         if not self.finished:
             state |= {
                 "stepper": self._stepper.state_dict(),
+                "average": None if self._average is None else self._average.state_dict(),
+                "origin": None if self._origin is None else self._origin.state_dict(),
                 "decks": [deck.state_dict() for deck in self._decks],
                 "generator": self._generator.get_state(),
                 "phase_epoch": self._phase_epoch,
@@ -317,8 +330,12 @@ class Run:
         self.finished = state["finished"]
         if self.finished:
             return True
-        self._stepper = self._new_stepper()
+        self._prepare_phase()
         self._stepper.load_state_dict(state["stepper"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if self._origin is not None:
+            self._origin.load_state_dict(state["origin"])
         for deck, content in zip(self._decks, state["decks"], strict=True):
             deck.load_state_dict(content)
         self._generator.set_state(state["generator"])

@@ -94,27 +94,38 @@ def check_strategies(names: Sequence[str]) -> None:
         fail("strategy", "at least one name, each once", ", ".join(names) or "none")
 
 
-FINE_TUNE = Phase(target_alone, start="previous", lr_factor=0.1, may_stay=True, name="fine-tune")
-"""On the target alone from the model before, which is kept if no epoch validates as well."""
-
-_FINISH = replace(
-    FINE_TUNE, lr_factor=0.5, epochs=1, steps=120, schedule="cosine", early_stopping=False, may_stay=False
+FINE_TUNE = Phase(
+    target_alone,
+    start="previous",
+    lr_factor=0.25,
+    epochs=1,
+    steps=160,
+    batch_size=32,
+    schedule="cosine",
+    may_stay=True,
+    name="fine-tune",
 )
+"""On the target alone from the model before, which early stopping keeps if it validates better."""
+
 add(
     "recommended",
     Strategy(
         (
             Phase(
-                decisions.surveyed_weights,
+                decisions.surveyed_shares,
                 start="survey",
+                lr_factor=0.5,
                 epochs=14,
-                lr_factor=2.0,
-                schedule="cosine",
+                batch_size=32,
+                schedule="plateau",
+                averaging=0.998,
                 decide_once=True,
                 early_stopping=False,
-                name="weights",
+                name="shares",
             ),
-            _FINISH,
+            replace(
+                FINE_TUNE, lr_factor=0.125, steps=120, halfway=True, early_stopping=False, may_stay=False, name="finish"
+            ),
         ),
         surveys=True,
         all_labels=True,
@@ -125,7 +136,7 @@ add("all-sources", Strategy((Phase(everything),)))
 add("pooled-then-fine-tuned", Strategy((Phase(everything, name="pooled"), FINE_TUNE)))
 add(
     "best-source-then-fine-tuned",
-    Strategy((replace(FINE_TUNE, start="best-source", lr_factor=0.5, may_stay=False),), uses_source_models=True),
+    Strategy((Phase(target_alone, start="best-source", lr_factor=0.25),), uses_source_models=True),
 )
 add("quantities", Strategy((Phase(decisions.quantities),), uses_source_models=True))
 for _anchor, _name in (("exact", "quantities-static"), ("under", "quantities-under"), ("over", "quantities-over")):

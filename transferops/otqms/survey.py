@@ -2,8 +2,9 @@
 
 Differences between parameters mean something between models of the same basin, trained alike. So all models of
 the survey start from one network that has seen the sources only, for two epochs: it is in a sensible place and
-has not memorised the target. From there one model per source, one for the target and one for each half of the
-target's labelled samples take the same schedule.
+has not memorised the target. From there go one model per source and one for each half of the target's labelled
+samples. The mean of the halves' models in weight space is theta_0, the target's model: its Fisher information measures
+all distances, that between the halves included, so that A and the noise of theta_0 are on one scale.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from dataclasses import dataclass
 
 import torch
 
-from transferops.otqms.phases import Decision, Phase, Situation
+from transferops.otqms.phases import Decide, Decision, Phase, Situation, target_alone
 from transferops.otqms.pool import Pool, TensorSamples
 from transferops.otqms.sampling import draw
 
 WARM_UP_EPOCHS = 2
-SOURCE_STEPS = 300
-TARGET_STEPS = 100
-_LR_FACTOR = 1.0
-_WARM_UP_LR_FACTOR = 2.0
+SOURCE_STEPS = 80
+HALF_STEPS = 50
+_LR_FACTOR = 0.25
+_WARM_UP_LR_FACTOR = 0.5
+_HALF_BATCH = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +30,9 @@ class Survey:
     """What the models of a survey say.
 
     Attributes:
-        gram: A = Theta^T J Theta at the target's model, float64 ``[K, K]``.
+        gram: A = Theta^T J Theta at theta_0, float64 ``[K, K]``.
         dimension: d as the distance of the halves' models measures it,
-            :func:`transferops.otqms.dimension.distance_dimension`.
+            :func:`transferops.otqms.dimension.distance_dimension`; d/N0 is the noise of theta_0.
         seconds: Wall time of the trainings.
     """
 
@@ -49,24 +51,33 @@ def warm_up() -> Phase:
         decide,
         epochs=WARM_UP_EPOCHS,
         lr_factor=_WARM_UP_LR_FACTOR,
-        schedule="cosine",
+        schedule="constant",
         early_stopping=False,
         name="warm-up",
     )
 
 
-def probe(source: int | None, steps: int, batch_size: int) -> Phase:
-    """A source alone, or the target alone, for so many steps of full batches."""
+def source_probe(source: int, batch_size: int) -> Phase:
+    """A source alone, for so many steps of full batches, however many samples it has."""
 
     def decide(situation: Situation) -> Decision:
-        wanted = steps * batch_size
-        taken = tuple(wanted if i == source else 0 for i in range(len(situation.source_samples)))
-        return Decision(taken, target=wanted if source is None else 0)
+        sizes = situation.source_samples
+        return Decision(tuple(SOURCE_STEPS * batch_size if i == source else 0 for i in range(len(sizes))), target=0)
 
+    return _probe(decide, 1, None)
+
+
+def half_probe() -> Phase:
+    """Half of the target alone, in whole passes."""
+    return _probe(target_alone, HALF_STEPS, _HALF_BATCH)
+
+
+def _probe(decide: Decide, steps: int, batch_size: int | None) -> Phase:
     return Phase(
         decide,
         epochs=1,
-        steps=1,
+        steps=steps,
+        batch_size=batch_size,
         lr_factor=_LR_FACTOR,
         schedule="cosine",
         early_stopping=False,

@@ -11,8 +11,9 @@ Ours and not the paper's:
   common start: a difference between parameters means something only between models in the same basin.
   (Training all of them on the pooled sources first was tried; the sources were then harder to tell apart.)
 * Every source model gets the same number of optimiser steps, so that the distances reflect the data.
-* The epoch to keep is chosen on a *validation* part of the target. The paper's released code errs here: it
-  chooses on the test set, which makes its accuracies optimistic. This trainer is never given the test part.
+* The last epoch is kept, and all labelled samples are trained on; with early stopping, the epoch is chosen on a
+  *validation* part of the target. The paper's released code errs here: it chooses on the test set, which makes its
+  accuracies optimistic. This trainer is never given the test part.
 * An epoch has at least ``min_steps`` optimiser steps. One pass over a few target samples is a handful of
   steps, and patience, counted in epochs, would stop a strategy that takes little before it is trained.
 """
@@ -31,7 +32,6 @@ from torch import nn
 
 from transferops._validate import check_positive_int, describe, fail
 from transferops.fisher.directions import select
-from transferops.otqms.decisions import LEAST_DIMENSION
 from transferops.otqms.discrepancy import State
 from transferops.otqms.guard import judge_sources
 from transferops.otqms.options import TrainingOptions, resolve_dimension
@@ -42,6 +42,8 @@ from transferops.otqms.report import Report, SourceValue, leave_one_out
 from transferops.otqms.run import Surroundings, stream_seed
 from transferops.otqms.strategies import STRATEGIES, Strategy, check_strategies
 from transferops.otqms.training import evaluate
+
+_LEAST_DIMENSION = 1e-6  # halves that agree exactly leave no noise to average out
 
 
 class OTQMS:
@@ -59,8 +61,8 @@ class OTQMS:
             trained compiled.
         target: Target samples to train on: tensors, or a data set of pairs (:data:`transferops.otqms.pool.Source`).
         sources: Samples of each source, by name.
-        validation: Target samples that choose the epoch to keep, see
-            :class:`transferops.otqms.early_stopping.EarlyStopping`. ``None``: the last is kept.
+        validation: Target samples that choose the epoch to keep under early stopping, see
+            :class:`transferops.otqms.early_stopping.EarlyStopping`; without it they are trained on like ``target``.
         options: How to train.
         seed: At least 0.
         source_models: A model, or its state dictionary, for every source, by name: instead of training them.
@@ -69,10 +71,11 @@ class OTQMS:
     Attributes:
         dimension: The d of the risk formulas.
         device: Where it trains.
-        samples: The target, part 0, and the sources.
+        samples: The target, part 0, and the sources; the validation samples are the target's without early stopping.
 
     Raises:
-        ValueError: If a set of samples is empty, a label has no logit, or the model has nothing to train.
+        ValueError: If a set of samples is empty, a label has no logit, the model has nothing to train, or there are
+            no validation samples for early stopping.
 
     Example:
         >>> from transferops.data import few_shot_split, load_digits_domains
@@ -118,21 +121,22 @@ class OTQMS:
         names = ["target", *(() if validation is None else ("validation",)), *(f"sources[{n!r}]" for n in sources)]
         given = [target, *(() if validation is None else (validation,)), *sources.values()]
         pool = Pool(dict(zip(names, given, strict=True)), self.device, self.options.workers)
-        with torch.no_grad():
-            inputs, _ = next(pool.batches(torch.arange(1)))
-            classes = int(initial.eval()(inputs).shape[1])
+        if self.options.early_stopping and validation is None:
+            fail("validation", "target samples to choose the epoch on, for early stopping", "none")
+        initial, pool, classes = _laid_out(initial, pool, self.options.channels_last)
         check_labels(pool, names, classes)
         first = len(names) - len(sources)
         source_parts = {name: [first + i] for i, name in enumerate(sources)}
-        self.samples = pool.view({"target": [0], **source_parts})
-        held_out = None if validation is None else pool.view({"validation": [1]})
         labelled = pool.view({"target": list(range(first)), **source_parts})
+        early = self.options.early_stopping
+        self.samples = pool.view({"target": [0], **source_parts}) if early else labelled
+        held_out = pool.view({"validation": [1]}) if early else None
         chosen = select(initial, self.options.selection(initial))
         parameters = sum(value.numel() for value in chosen.values())
         self.dimension = resolve_dimension(self.options.dimension, parameters, self.samples.sizes[0], classes)
         folder = None if checkpoint is None else Path(checkpoint) / f"seed-{self.seed}"
         around = Surroundings(self.options, self.samples, held_out, initial, self.seed, folder)
-        together = dataclasses.replace(around, samples=labelled, validation=None)
+        together = dataclasses.replace(around, samples=labelled, validation=None) if early else around
         supplied = None if source_models is None else _states(source_models, sources)
         self._prepared = Preparation(around, together, parameters, self.dimension, supplied)
         self._given, self._given_target, self._given_validation = dict(sources), target, validation
@@ -176,20 +180,22 @@ class OTQMS:
                 checkpoints not shared), for what the sources are really worth.
 
         Raises:
-            ValueError: If ``retrain`` is asked for and there are fewer than two sources, no validation samples, or a
-                strategy that does not look at them.
+            ValueError: If ``retrain`` is asked for and there are fewer than two sources, no early stopping, or a
+                strategy that does not look at the validation samples.
         """
-        if retrain and (len(self.source_names) < 2 or self._prepared.around.validation is None):
-            fail("retrain", "at least two sources and validation samples", "fewer")
+        if retrain and not self.options.early_stopping:
+            fail("retrain", "early stopping, whose validation samples measure what a source is worth", "none")
+        if retrain and len(self.source_names) < 2:
+            fail("retrain", "at least two sources", "one")
         if run.gram is None and not retrain:
             return Report(run, self.source_names, ())
         plan = STRATEGIES[run.strategy]
         sizes, dimension = self.samples.sizes, float(self.dimension)
         if plan.surveys:
             sizes = (self._prepared.labelled if plan.all_labels else self._prepared.around).samples.sizes
-            dimension = max(self._prepared.survey(plan.all_labels).dimension, LEAST_DIMENSION)
+            dimension = max(self._prepared.survey(plan.all_labels).dimension, _LEAST_DIMENSION)
         gram = self.gram(run.model) if run.gram is None else run.gram
-        weighted = any(record.phase == "weights" for record in run.epochs)
+        weighted = any(record.phase in ("weights", "shares") for record in run.epochs)
         rises = leave_one_out(gram, sizes[0], sizes[1:], dimension, "weight" if weighted else "quantity")
         judged = judge_sources(gram.diagonal().clamp_min(0), sizes[0], sizes[1:], dimension)
         values = [
@@ -267,6 +273,26 @@ class OTQMS:
         if on_epoch is not None:
             on_epoch(record)
         return TrainingRun(strategy, (record,), 1, preparation, model)
+
+
+def _laid_out(model: nn.Module, pool: Pool, channels_last: bool) -> tuple[nn.Module, Pool, int]:
+    """Both in the faster memory format where that is wanted, has a meaning and is accepted; and the classes."""
+
+    def classes(model: nn.Module, pool: Pool) -> int:
+        with torch.no_grad():
+            inputs, _ = next(pool.batches(torch.arange(1)))
+            return int(model.eval()(inputs).shape[1])
+
+    found = classes(model, pool)
+    faster = pool.channels_last() if channels_last else None
+    if faster is None:
+        return model, pool, found
+    laid_out = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        classes(laid_out, faster)
+    except RuntimeError:  # it views images as they lie in memory
+        return model, pool, found
+    return laid_out, faster, found
 
 
 def _states(models: Mapping[str, nn.Module | State], sources: Mapping[str, Source]) -> list[State]:

@@ -13,8 +13,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from transferops.otqms.distributed import World
-from transferops.otqms.options import TrainingOptions
+from transferops.otqms.options import BuiltInSchedule, TrainingOptions
 from transferops.otqms.pool import Pool
+
+_RISE = 0.02  # of a phase: Adam's first steps are as long as all others, whatever the gradients
+_PLATEAU = 0.6  # of a phase
+_PLATEAU_END = 0.05  # of the learning rate
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,9 @@ class Stepper:
             factors = [self._pieces(weight) for weight in weights[first:]]
         stream = samples.read([piece for own in pieces for piece in own])
         for number, (batch, own, factor) in enumerate(zip(batches, pieces, factors, strict=True), start=first):
-            if self._options.schedule == "cosine":
-                self._set_lr((progress[0] + number / plan.total_steps) / progress[1])
+            if isinstance(self._options.schedule, str):
+                before, after = ((progress[0] + n / plan.total_steps) / progress[1] for n in (number, number + 1))
+                self._set_lr(self._lr * _lr_factor(self._options.schedule, before, after))
             yield self._step(stream, len(batch), own, factor, idle=self._world.rank >= len(batch))
 
     def end_epoch(self) -> None:
@@ -204,6 +209,17 @@ class Stepper:
             own = batch[:1]
         return list(own.tensor_split(min(self._options.accumulate, len(own))))
 
-    def _set_lr(self, progress: float) -> None:
+    def _set_lr(self, lr: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self._lr * (1 + math.cos(math.pi * progress)) / 2
+            group["lr"] = lr
+
+
+def _lr_factor(schedule: BuiltInSchedule, before: float, after: float) -> float:
+    """On the learning rate of a step, given the parts of the phase that are over before and after it."""
+    rise = min(after / _RISE, 1.0)
+    if schedule == "cosine":
+        return rise * (1 + math.cos(math.pi * before)) / 2
+    if schedule == "plateau":
+        fall = max(before - _PLATEAU, 0.0) / (1 - _PLATEAU)
+        return rise * (1 - (1 - _PLATEAU_END) * fall)
+    return rise
