@@ -19,7 +19,7 @@ from transferops._validate import as_tensor, describe, fail
 from transferops.scores.base import Collection, Score, ScoreDetails
 from transferops.scores.rows import Rows
 
-_BLOCK_ELEMENTS = 1 << 18  # of a block of rows and its gathered conditionals: they stay in cache
+_BLOCK_ELEMENTS = 1 << 20  # of a block of rows and its gathered conditionals: they stay in the last-level cache
 _BAG_ROWS = 256  # rows summed in the probabilities' own dtype before their sum enters the float64 total
 
 
