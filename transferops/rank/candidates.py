@@ -86,9 +86,10 @@ def _from_transformers(_: str, model: str, pretrained: bool) -> Any:
         from transformers import AutoConfig, AutoModelForImageClassification
     except ImportError as missing:
         raise ImportError('hf: models need transformers: pip install "transferops[transformers]"') from missing
+    classifier: Any = AutoModelForImageClassification
     if pretrained:
-        return AutoModelForImageClassification.from_pretrained(model)
-    return AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(model))  # type: ignore[no-untyped-call]
+        return classifier.from_pretrained(model)
+    return classifier.from_config(AutoConfig.from_pretrained(model))
 
 
 _LOADERS: dict[str, Callable[[str, str, bool], Any]] = {"timm": _from_timm, "hf": _from_transformers}
