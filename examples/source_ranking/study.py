@@ -174,7 +174,7 @@ def plot(summary: dict[str, Any], path: Path) -> None:
     axes.errorbar(values[:, 0], range(len(names)), xerr=values[:, 1], fmt="o", capsize=3)
     axes.axvline(0, color="grey", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("weighted Kendall tau with the accuracy after fine-tuning  (mean and standard error over targets)")
+    axes.set_xlabel("weighted Kendall tau with fine-tuned accuracy  (mean and standard error over targets)")
     axes.set_title(f"{summary['data']}: ranking the sources of few-shot targets", loc="left", fontsize=10)
     figure.savefig(path, dpi=DPI)
 
