@@ -86,7 +86,9 @@ def _strategies(context: click.Context, parameter: click.Parameter, value: str) 
     metavar="auto|parameters|D",
     help="The d of the risk; a smaller one takes less. auto: the largest rank the target's Fisher can have.",
 )
-@click.option("--budget", type=int, help="Source samples in an epoch, for the strategies budget and uniform.")
+@click.option(
+    "--budget", type=int, help="Samples in an epoch: of the sources, for budget and uniform; in all, for recommended."
+)
 @click.option("--device", default=TrainingOptions.device, show_default=True, help="For example cuda.")
 @click.option("--threads", type=int, help="CPU threads; if left out one for the embedded digits, else torch's choice.")
 @click.option("--quiet", is_flag=True, help="Print errors only.")

@@ -59,8 +59,8 @@ class TrainingOptions:
         parameters: Which trainable parameters the discrepancies and d are over: "all", "head" (those of the
             last linear layer), a predicate on names, or names.
         resolve_every: Epochs from one decision to the next, where a strategy decides anew.
-        budget: Samples of all sources in an epoch, for the strategies "budget" and "uniform"; ``None``: half
-            of what there is, or as many as "quantities" takes at first.
+        budget: Samples of all sources in an epoch, for the strategies "budget" and "uniform", and draws in all for
+            "recommended"; ``None``: half of what there is, or as many as "quantities" takes at first.
         source_dtype: What source models are kept in, for example ``torch.bfloat16``; ``None``: their own.
         offload: Keep the source models in host memory and bring them to the device parameter by parameter.
         checkpoint_steps: Optimiser steps from one checkpoint to the next within an epoch.
