@@ -150,7 +150,7 @@ def write_tables() -> None:
         "preparation (source models, survey) included.\n"
     )
     (JOURNALS.parent / "study_otqms.md").write_text("\n".join([head, *sections]))
-    (JOURNALS.parent / "study_otqms.json").write_text(json.dumps(document, indent=1) + "\n")
+    (JOURNALS.parent / "study_otqms.json").write_text(json.dumps({"studies": document}, indent=1) + "\n")
     print("\n".join(sections))
 
 
