@@ -76,13 +76,18 @@ def markdown(document: dict[str, Any]) -> str:
         "| target | shots | " + " | ".join(arms) + " | difference |",
         "|---|---|" + "---|" * (len(arms) + 1),
     ]
+    cells, behind = 0, []
     for target, result in document["targets"].items():
         for shots, by_arm in result["shots"].items():
             means = {arm: 100 * fmean(by_arm[arm]) for arm in arms}
             errors = {arm: 100 * stdev(by_arm[arm]) / len(by_arm[arm]) ** 0.5 for arm in arms}
             difference = means["adapted"] - max(means[arm] for arm in RIVALS)
-            cells = [f"{means[arm]:.1f} ± {errors[arm]:.1f}" for arm in arms]
-            lines.append(f"| {target} | {shots} | " + " | ".join(cells) + f" | {difference:+.1f} |")
+            row = [f"{means[arm]:.1f} ± {errors[arm]:.1f}" for arm in arms]
+            lines.append(f"| {target} | {shots} | " + " | ".join(row) + f" | {difference:+.1f} |")
+            cells += 1
+            if difference < -1:
+                behind.append(f"{target} at {shots} ({difference:+.1f})")
+    lines += ["", f"More than a point behind in {len(behind)} of {cells}: {', '.join(behind) or 'none'}."]
     return "\n".join(lines) + "\n"
 
 

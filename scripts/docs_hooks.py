@@ -21,12 +21,13 @@ import docs_performance  # a neighbour: MkDocs loads this file by its path
 
 _FORMULA = re.compile(r"^```math\n(.*?)^```$", re.M | re.S)
 _RESULTS = "<!-- benchmark results -->"
-_PICTURES = "../../bench/results/"  # as a guide links them
+_PICTURES = ("bench/results", "examples/lva/results")  # as guides link them, with ../../ in front
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Called by MkDocs with the files of the site."""
-    for picture in sorted(docs_performance.RESULTS.glob("*.png")):
+    root = Path(__file__).resolve().parent.parent
+    for picture in (found for folder in _PICTURES for found in sorted((root / folder).glob("*.png"))):
         files.append(File.generated(config, f"images/{picture.name}", abs_src_path=str(picture)))
     return files
 
@@ -35,5 +36,6 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs with the source of every page."""
     if _RESULTS in markdown:
         markdown = markdown.replace(_RESULTS, docs_performance.sections())
-    markdown = markdown.replace(f"({_PICTURES}", "(../images/")
+    for folder in _PICTURES:
+        markdown = markdown.replace(f"(../../{folder}/", "(../images/")
     return _FORMULA.sub(lambda found: f"<div>{convert(found[1].strip(), display='block')}</div>", markdown)

@@ -172,3 +172,31 @@ def mlp(*widths: int, norm: bool = False) -> nn.Sequential:
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if norm else []), nn.ReLU()]
     return nn.Sequential(*layers[: -2 if norm else -1])
+
+
+def transformer(width: int, heads: int, depth: int) -> nn.Module:
+    """torch's own encoder between two linear layers."""
+    layer = nn.TransformerEncoderLayer(width, heads, 2 * width, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+    return nn.Sequential(nn.Linear(6, width), encoder, nn.Linear(width, 5))
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """The model with all tensors random, statistics and counters included."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape) + 0.5 if name.endswith("var") else torch.randn(tensor.shape) / 3)
+            else:
+                tensor.fill_(int(torch.randint(1, 9, ())))
+    return model
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the state dict."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

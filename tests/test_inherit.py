@@ -1,29 +1,20 @@
-"""Inheriting parameters between networks of one family: what is copied, what is not, and that it fits together."""
+"""Inheriting parameters between networks of one family: what is copied, in which share, and that it fits together."""
 
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Callable
 from math import floor
 
 import pytest
 import torch
-from families import VGG, ResNet, Untraceable, ViT, mlp
+from families import VGG, ResNet, Untraceable, ViT, mlp, randomized, state, transformer
 from torch import nn
 
-from transferops.adapt import InheritanceReport, freeze, inherit, load_matching
-from transferops.adapt.channel_graph import structure_of
+from transferops.adapt import InheritanceReport, inherit
 from transferops.adapt.masks import GRANULARITIES, SELECTIONS
-from transferops.adapt.matching import match_names
 
 Make = Callable[[], nn.Module]
-
-
-def transformer(width: int, heads: int, depth: int) -> nn.Module:
-    layer = nn.TransformerEncoderLayer(width, heads, 2 * width, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-    return nn.Sequential(nn.Linear(6, width), encoder, nn.Linear(width, 5))
 
 
 # Target, upstream, and whether all shapes agree.
@@ -63,20 +54,6 @@ def pair(name: str) -> tuple[nn.Module, nn.Module, bool]:
     torch.manual_seed(0)
     target, upstream, same = PAIRS[name]
     return randomized(target()), randomized(upstream()), same
-
-
-def randomized(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape) + 0.5 if name.endswith("var") else torch.randn(tensor.shape) / 3)
-            else:
-                tensor.fill_(int(torch.randint(1, 9, ())))
-    return model
-
-
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 def scores_for(select: str, upstream: nn.Module) -> dict[str, torch.Tensor] | None:
@@ -135,6 +112,21 @@ class TestPairs:
             report = inherit(model, upstream, 0.5, granularity, select, fisher=scores_for(select, upstream))
             check_accounted(report, model, before)
             assert 0 < report.copied < report.total
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("resnet10t", "resnet18"), ("vit_tiny_patch16_224", "vit_small_patch16_224")]
+)
+def test_models_of_timm(name: str, other: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    target, upstream = timm.create_model(name, num_classes=3), timm.create_model(other, num_classes=5)
+    for alpha in (0.0, 0.5, 1.0):
+        before = state(target)
+        check_accounted(inherit(target, upstream, alpha), target, before)
+        assert alpha or all(torch.equal(value, before[key]) for key, value in state(target).items())
+    report = inherit(timm.create_model(other, num_classes=5), upstream, 1.0)
+    assert report.copied == report.total
 
 
 class TestCoherence:
@@ -290,325 +282,3 @@ class TestSelection:
         batches = [(inputs, torch.randint(2, (32,)))]
         mask = inherit(mlp(3, 6, 2), upstream, 1 / 3, "element", "fisher", batches=batches).masks["0.weight"]
         assert mask[:, 0].float().mean() > mask[:, 1:].float().mean()
-
-
-class TestMatching:
-    def test_same_numbers_go_by_name(self) -> None:
-        shapes = {"blocks.0.w": (2, 2), "blocks.1.w": (2, 3)}
-        assert match_names(shapes, shapes) == {name: name for name in shapes}
-
-    @pytest.mark.parametrize(
-        ("here", "there", "expected"), [(3, 6, [0, 3, 5]), (6, 3, [0, 0, 1, 1, 2, 2]), (1, 4, [0]), (4, 1, [0] * 4)]
-    )
-    def test_blocks_are_rescaled(self, here: int, there: int, expected: list[int]) -> None:
-        target = {f"blocks.{i}.fc.weight": (4, 8) for i in range(here)}
-        upstream = {f"blocks.{i}.fc.weight": (4, 8) for i in range(there)}
-        pairs = match_names(target, upstream)
-        # round(i (m-1)/(n-1)), halves up
-        assert [int(pairs[name].split(".")[1]) for name in target] == expected
-
-    def test_blocks_of_another_kind_are_anchors(self) -> None:
-        pairs = match_names(shapes_of(ResNet([1, 3])), shapes_of(ResNet([1, 2])))
-        matched = {
-            name.split(".conv1")[0]: source.split(".conv1")[0] for name, source in pairs.items() if "conv1" in name
-        }
-        assert matched["layer2.0"] == "layer2.0"
-        assert matched["layer2.1"] == matched["layer2.2"] == "layer2.1"
-
-    def test_convolutions_keep_their_norms(self) -> None:
-        pairs = match_names(shapes_of(VGG([1, 2])), shapes_of(VGG([2, 3])))
-        for name, source in pairs.items():
-            if name.startswith("features") and name.endswith("running_mean"):
-                number, other = int(name.split(".")[1]) - 1, int(source.split(".")[1]) - 1
-                assert pairs[f"features.{number}.weight"] == f"features.{other}.weight"
-
-    def test_first_and_last_layers(self) -> None:
-        pairs = match_names(shapes_of(mlp(6, 16, 5)), shapes_of(mlp(6, 16, 16, 16, 5)))
-        assert pairs["0.weight"] == "0.weight"
-        assert pairs["2.weight"] == "6.weight"
-
-    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
-    def test_wrappers(self, prefix: str) -> None:
-        upstream = {f"{prefix}{name}": tensor for name, tensor in ResNet([1]).state_dict().items()}
-        report = load_matching(ResNet([1]), upstream)
-        assert report.copied == report.total
-
-
-class TestReport:
-    def test_text_and_dictionary(self) -> None:
-        import json
-
-        report = load_matching(ResNet([1, 1], 8, classes=3), ResNet([2, 1], 12).state_dict())
-        text = str(report)
-        assert "conv1.weight" in text
-        assert "8x3x3x3 <- 12x3x3x3" in text
-        assert "3 outputs here, 5 upstream" in text
-        assert "not used upstream: layer1.1.conv1.weight" in text
-        document = json.loads(json.dumps(report.to_dict()))
-        assert document["copied"] == report.copied < document["total"] == report.total
-        assert len(document["tensors"]) == len(report.tensors)
-
-    def test_masks_survive_a_file(self) -> None:
-        report = inherit(mlp(3, 4, 2), mlp(3, 4, 2), 0.5)
-        buffer = io.BytesIO()
-        torch.save(report.masks, buffer)
-        buffer.seek(0)
-        loaded = torch.load(buffer, weights_only=True)
-        assert all(torch.equal(loaded[name], mask) for name, mask in report.masks.items())
-
-    def test_shared_tensors_count_once(self) -> None:
-        def tied() -> nn.Module:
-            model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-            model[1].weight = model[0].weight
-            return model
-
-        target, upstream = tied(), tied()
-        report = inherit(target, upstream, 1.0)
-        assert report.total == 16 + 4 + 4
-        assert report.copied == report.total
-        assert next(t for t in report.tensors if t.name == "1.weight").note == "the same tensor as 0.weight"
-
-    def test_graph_that_cannot_be_followed(self) -> None:
-        structure = structure_of(Untraceable())
-        assert not structure.traced
-        report = inherit(Untraceable(), Untraceable(), 0.5)
-        assert "could not be followed" in str(report)
-        assert torch.equal(report.masks["stem.bias"], report.masks["blocks.1.bias"])
-
-
-class TestDtypes:
-    def test_conversion(self) -> None:
-        upstream = mlp(3, 4, 2).double()
-        target = mlp(3, 4, 2)
-        report = load_matching(target, upstream.state_dict())
-        assert target[0].weight.dtype == torch.float32
-        assert torch.equal(target[0].weight, upstream[0].weight.float())
-        assert "converted from float64" in str(report)
-        half = mlp(3, 4, 2).half()
-        load_matching(half, target.state_dict())
-        assert torch.equal(half[0].weight, target[0].weight.half())
-
-    def test_overflow_is_refused_and_nothing_written(self) -> None:
-        upstream = mlp(3, 4, 2)
-        with torch.no_grad():
-            upstream[2].weight[0, 0] = 1e30
-        target = mlp(3, 4, 2).half()
-        before = state(target)
-        message = r"upstream_state in float16: expected finite numbers, got inf in '2.weight' at \[0, 0\]"
-        with pytest.raises(ValueError, match=message):
-            inherit(target, upstream, 1.0)
-        assert all(torch.equal(value, before[name]) for name, value in state(target).items())
-
-    def test_kinds_do_not_mix(self) -> None:
-        upstream = {"weight": torch.ones(2, 3, dtype=torch.int64), "bias": torch.ones(2)}
-        report = inherit(nn.Linear(3, 2), upstream, 1.0)
-        assert [(t.copied, t.note) for t in report.tensors] == [(0, "float32 here, int64 upstream"), (2, "")]
-
-    def test_tables_of_integers_are_not_cut(self) -> None:
-        def model(entries: int) -> nn.Module:
-            layer = nn.Linear(3, 3)
-            layer.register_buffer("order", torch.randperm(entries))
-            return layer
-
-        target, upstream = model(5), model(5)
-        assert not inherit(target, upstream, 0.5, "filter").masks["order"].any()
-        assert inherit(target, upstream, 1.0, "filter").masks["order"].all()
-        assert torch.equal(target.order, upstream.order)
-        target = model(4)
-        report = inherit(target, upstream, 1.0, "filter")
-        assert target.order.sort().values.tolist() == [0, 1, 2, 3]
-        assert report.tensors[-1].note == "a table of another shape upstream, [5]"
-
-    @pytest.mark.gpu
-    def test_devices(self) -> None:
-        target, upstream = ResNet([1, 1]).cuda(), randomized(ResNet([1, 1], 12))
-        plain = copy.deepcopy(target).cpu()
-        inherit(target, upstream, 0.5, "filter", "magnitude")
-        inherit(plain, copy.deepcopy(upstream).cuda(), 0.5, "filter", "magnitude")
-        assert all(torch.equal(value, target.state_dict()[name].cpu()) for name, value in plain.state_dict().items())
-
-
-class TestErrors:
-    @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), True, "half", None])
-    def test_alpha(self, alpha: object) -> None:
-        with pytest.raises(ValueError, match=r"alpha: expected a number in \[0, 1\]"):
-            inherit(nn.Linear(2, 2), nn.Linear(2, 2), alpha)  # type: ignore[arg-type]
-
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (
-                {"granularity": "channel"},
-                "granularity: expected 'element' or 'filter' or 'layer' or 'block', got 'channel'",
-            ),
-            ({"select": "best"}, "select: expected 'random' or"),
-            ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
-            ({"select": "fisher"}, "fisher: expected a diagonal by name"),
-            ({"select": "fisher", "fisher": {"x": torch.ones(2)}}, "fisher: expected names of upstream parameters"),
-            (
-                {"select": "fisher", "fisher": {"weight": torch.ones(2)}},
-                r"fisher\['weight'\]: expected a tensor of shape",
-            ),
-            (
-                {"select": "fisher", "fisher": {"bias": torch.tensor([1.0, float("inf")])}},
-                "fisher: expected finite numbers, got inf in 'bias'",
-            ),
-        ],
-    )
-    def test_options(self, arguments: dict[str, object], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            inherit(nn.Linear(2, 2), nn.Linear(2, 2), 0.5, **arguments)  # type: ignore[arg-type]
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_upstream_not_finite(self, value: float) -> None:
-        upstream = mlp(3, 4, 2)
-        with torch.no_grad():
-            upstream[2].bias[1] = value
-        target = mlp(3, 4, 2)
-        before = state(target)
-        with pytest.raises(ValueError, match=r"upstream_state: expected finite numbers, got .* in '2.bias' at \[1\]"):
-            inherit(target, upstream, 1.0)
-        assert all(torch.equal(v, before[name]) for name, v in state(target).items())
-
-    def test_nothing_corresponds(self) -> None:
-        with pytest.raises(ValueError, match="upstream_state: expected at least one tensor that corresponds"):
-            inherit(mlp(3, 4, 2), {"other": torch.ones(3)}, 0.5)
-        with pytest.raises(ValueError, match=r"weight: 2 dimensions here, 1 upstream"):
-            inherit(nn.Linear(2, 2, bias=False), {"weight": torch.ones(3)}, 0.5)
-
-    @pytest.mark.parametrize("upstream", [3, {"weight": 3}, {"epoch": 1, "state": {}}])
-    def test_not_a_state(self, upstream: object) -> None:
-        with pytest.raises(TypeError, match="upstream_state: expected"):
-            inherit(nn.Linear(2, 2), upstream, 0.5)  # type: ignore[arg-type]
-
-    def test_empty_state(self) -> None:
-        with pytest.raises(ValueError, match="upstream_state: expected tensors by name, got none"):
-            inherit(nn.Linear(2, 2), {}, 0.5)
-
-    def test_not_a_module(self) -> None:
-        with pytest.raises(TypeError, match=r"target: expected a torch\.nn\.Module"):
-            inherit({"weight": torch.ones(2)}, nn.Linear(2, 2), 0.5)  # type: ignore[arg-type]
-
-    def test_uninitialised_target(self) -> None:
-        for model in (nn.Linear(2, 2, device="meta"), nn.LazyLinear(2)):
-            with pytest.raises(ValueError, match=r"target: expected initialised parameters, got '.*' without values"):
-                inherit(model, nn.Linear(2, 2), 0.5)
-        broken = nn.Linear(2, 2)
-        with torch.no_grad():
-            broken.weight.fill_(float("nan"))
-        with pytest.raises(ValueError, match="target: expected finite numbers, got nan in 'weight'"):
-            inherit(broken, nn.Linear(2, 2), 0.5)
-
-
-def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def train_steps(model: nn.Module, steps: int = 3, decay: float = 0.1) -> None:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=decay)
-    model.train()
-    for _ in range(steps):
-        images = torch.randn(8, 3, 8, 8)
-        loss = nn.functional.cross_entropy(model(images), torch.randint(5, (8,)))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-class TestFreeze:
-    def test_masks(self) -> None:
-        torch.manual_seed(0)
-        model = ResNet([1, 1])
-        report = inherit(model, randomized(ResNet([1, 1])), 0.5, "filter")
-        before = state(model)
-        with freeze(model, report.masks):
-            train_steps(model)
-        after = state(model)
-        for name, mask in report.masks.items():
-            assert torch.equal(after[name][mask], before[name][mask]), name
-        moved = [
-            name for name, mask in report.masks.items() if not torch.equal(after[name][~mask], before[name][~mask])
-        ]
-        assert {"conv1.weight", "bn1.running_mean", "bn1.running_var", "fc.weight"} <= set(moved)
-        train_steps(model)
-        assert not torch.equal(
-            model.conv1.weight[report.masks["conv1.weight"]], before["conv1.weight"][report.masks["conv1.weight"]]
-        )
-
-    def test_momentum_from_before_does_not_move_it(self) -> None:
-        torch.manual_seed(0)
-        layer = nn.Linear(3, 2)
-        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
-
-        def step() -> None:
-            optimizer.zero_grad()
-            layer(torch.randn(4, 3)).square().sum().backward()
-            optimizer.step()
-
-        step()
-        mask = torch.tensor([[True, False, True], [False, True, False]])
-        before = layer.weight.detach().clone()
-        frozen = freeze(layer, {"weight": mask})
-        step()
-        assert torch.equal(layer.weight[mask], before[mask])
-        assert not torch.equal(layer.weight[~mask], before[~mask])
-        frozen.release()
-        frozen.release()
-        step()
-        assert not torch.equal(layer.weight[mask], before[mask])
-
-    def test_names_and_statistics(self) -> None:
-        torch.manual_seed(0)
-        model = randomized(ResNet([1, 1]))
-        before = state(model)
-        frozen = freeze(model, ["conv1", "bn1", "layer1"])
-        train_steps(model)
-        model.train()
-        images = torch.randn(2, 3, 8, 8)
-        stem = model.layer1(nn.functional.relu(model.bn1(model.conv1(images))))
-        for name, value in state(model).items():
-            kept = name.startswith(("conv1", "bn1", "layer1"))
-            assert torch.equal(value, before[name]) == kept, name
-        frozen.release()
-        assert model.bn1.training
-        assert all(parameter.requires_grad for parameter in model.parameters())
-        model.eval()
-        torch.testing.assert_close(stem, model.layer1(nn.functional.relu(model.bn1(model.conv1(images)))))
-
-    def test_frozen_channels_compute_as_in_evaluation(self) -> None:
-        torch.manual_seed(0)
-        norm = randomized(nn.BatchNorm2d(4))
-        images = torch.randn(3, 4, 2, 2)
-        expected = copy.deepcopy(norm).eval()(images)
-        batch = copy.deepcopy(norm).train()(images)
-        mask = torch.tensor([True, False, False, True])
-        with freeze(norm, {"running_mean": mask, "running_var": mask}):
-            output = norm.train()(images)
-        torch.testing.assert_close(output[:, mask], expected[:, mask])
-        torch.testing.assert_close(output[:, ~mask], batch[:, ~mask])
-
-    def test_what_was_frozen_before_stays(self) -> None:
-        model = nn.Linear(2, 2)
-        model.weight.requires_grad_(False)
-        with freeze(model, ["weight", "bias"]):
-            assert not model.bias.requires_grad
-        assert not model.weight.requires_grad
-        assert model.bias.requires_grad
-
-    @pytest.mark.parametrize(
-        ("part", "message"),
-        [
-            (["nothing"], "part: expected names of the model's tensors or modules, got 'nothing'"),
-            (
-                {"nothing": torch.ones(2, dtype=torch.bool)},
-                "part: expected names of the model's tensors, got 'nothing'",
-            ),
-            ({"bias": torch.ones(3, dtype=torch.bool)}, r"part\['bias'\]: expected a bool tensor of shape \[2\]"),
-            ({"bias": torch.ones(2)}, r"part\['bias'\]: expected a bool tensor"),
-        ],
-    )
-    def test_errors(self, part: object, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            freeze(nn.Linear(2, 2), part)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="model: expected"):
-            freeze(3, [])  # type: ignore[arg-type]

@@ -40,13 +40,18 @@ def adapt_head(
     in the folds, since leaving out one position of an image would leave out nothing. The head as it was is among the
     candidates, and so is ridge regression towards 0, for pretrained heads that do not help.
 
+    With labels, as long as all samples fit into ``keep_rows``, the targets are not one-hot but the nearest outputs that
+    are right by a margin of ``target_scale``, so that a sample that the head gets right by far asks for no change; the
+    bias is penalised too; and half of the pretrained head is a third candidate to stay near to [derived].
+
     Args:
         model: as it is; it is not changed.
         batches: what a data loader yields: (inputs, targets), targets in the shape of the outputs, or integer labels;
             or a mapping with targets as "labels". In "perturb" mode (source inputs, source targets, inputs, targets),
             pair by pair, numbers as targets.
         head: path of the layer in the model; found by running the first batch if left out.
-        lam: the penalty, in units of the sum of squares; chosen if left out. 0 is the nearest least-squares head.
+        lam: the penalty around the pretrained head, in units of the sum of squares; chosen if left out. 0 is the
+            nearest least-squares head.
         mode: "exact" fits the targets; "perturb" fits y~ to first order [paper]: the model's output at the target
             input is replaced by f(x) + J dx, with dx the difference of a pair and J dx from one forward-mode
             derivative. For comparison: with target inputs at hand "exact" needs no pairs and no approximation.
@@ -76,7 +81,7 @@ def adapt_head(
         fail("batches", "at least two samples, to leave one out", f"{collected.samples}")
     choice = choose(solvers, lam)
     report = _report(collected, collected.layer, choice)
-    if not (math.isinf(choice.lam) and choice.keeps_prior):
+    if not choice.keeps_prior:
         collected.layer.set(choice.weight, choice.bias)
     return adapted, report
 
@@ -158,42 +163,38 @@ class _Collected:
 
 
 def _report(collected: _Collected, layer: Head, choice: Choice) -> HeadReport:
-    path, spectrum, lam = choice.path, choice.path.spectrum, choice.lam
-    unit = spectrum.weight * path.target_scale**2
-    before = float(choice.prior_path.spectrum.training_squares([math.inf]).sum()) / unit
-    after = float(spectrum.training_squares([lam]).sum()) / unit
-    kept = math.isinf(lam) and choice.keeps_prior
+    spectrum, lam = choice.path.spectrum, choice.lam
     s = spectrum.eigenvalues
     full = len(s) == len(spectrum.feature_mean)
     largest, smallest = (float(s[0]), float(s[-1]) if full else 0.0) if len(s) else (0.0, 0.0)
     change = float(torch.linalg.vector_norm(spectrum.change(lam)))
-    total = 0.0 if kept else float(torch.linalg.vector_norm(choice.weight - layer.weight.double()))
+    total = 0.0 if choice.keeps_prior else float(torch.linalg.vector_norm(choice.weight - layer.weight.double()))
     size = float(torch.linalg.vector_norm(layer.weight.double()))
     residual = float(spectrum.residual_square.sum()) ** 0.5
     return HeadReport(
         layer=layer.name,
         samples=collected.samples,
         positions=layer.positions,
-        features=len(spectrum.feature_mean),
-        outputs=len(spectrum.target_mean),
+        features=layer.weight.shape[1],
+        outputs=len(layer.weight),
         lam=lam,
-        keeps_prior=choice.keeps_prior,
+        prior_share=choice.prior_share,
         chosen_by=choice.reason,
-        target_scale=path.target_scale,
-        loss_before=before,
-        loss_after=after,
-        held_out_before=before,
-        held_out_after=before if kept else choice.held_out,
-        accuracy_before=choice.prior_path.accuracy_at(math.inf),
+        target_scale=choice.path.target_scale,
+        loss_before=choice.before,
+        loss_after=choice.after,
+        held_out_before=choice.before,
+        held_out_after=choice.held_out,
+        accuracy_before=choice.accuracy_before,
         accuracy_after=choice.accuracy,
-        captured=1 - after / before if before > 0 else 0.0,
+        captured=1 - choice.after / choice.before if choice.before > 0 else 0.0,
         degrees_of_freedom=float((s * spectrum.shrinkage(lam)[:, 0]).sum()),
         condition=_condition(largest, smallest, lam),
         relative_change=total / size if size > 0 else math.inf if total else 0.0,
         change=change,
         change_bound=residual / (2 * math.sqrt(lam)) if lam > 0 else math.inf,
         shift_bound=collected.shift_bound(),
-        path=path,
+        path=choice.path,
     )
 
 

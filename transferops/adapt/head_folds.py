@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from transferops._validate import fail
-from transferops.adapt.head_path import HeadPath, Spectrum, k_fold
+from transferops.adapt.head_held_out import k_fold
+from transferops.adapt.head_path import HeadPath, Spectrum
 from transferops.adapt.head_rows import parse_penalties
 from transferops.adapt.head_solver import HeadSolver
 from transferops.adapt.head_statistics import HeadStatistics

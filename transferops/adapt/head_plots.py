@@ -7,17 +7,17 @@ import os
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
-from transferops._figures import DPI, new_figure, plain_axes
+from transferops._figures import new_figure, plain_axes, save_figure
 from transferops.adapt.head_path import HeadPath
 
 
-def plot_path(path: HeadPath, lam: float, before: float, file: str | os.PathLike[str]) -> None:
+def plot_path(path: HeadPath, lam: float, before: float | None, file: str | os.PathLike[str]) -> None:
     """Draw the losses of every finite penalty, the loss before adaptation, and where the choice fell.
 
     Args:
         path: of the head.
         lam: the chosen penalty.
-        before: loss of the head as it was.
+        before: loss of the head as it was; None where that has other targets.
         file: the PNG to write.
     """
     finite = path.lams.isfinite() & (path.lams > 0)
@@ -27,7 +27,8 @@ def plot_path(path: HeadPath, lam: float, before: float, file: str | os.PathLike
     top.plot(lams, path.training[finite].sum(1).tolist(), label="on the samples at hand", color="tab:gray")
     if path.held_out is not None:
         top.plot(lams, path.held_out[finite].sum(1).tolist(), label=path.held_out_by, color="tab:blue")
-    top.axhline(before, label="before adaptation", color="tab:red", linestyle=":")
+    if before is not None:
+        top.axhline(before, label="before adaptation", color="tab:red", linestyle=":")
     bottom.plot(lams, path.degrees_of_freedom[finite].tolist(), color="tab:blue")
     for panel in (top, bottom):
         plain_axes(panel).set_xscale("log")
@@ -38,7 +39,7 @@ def plot_path(path: HeadPath, lam: float, before: float, file: str | os.PathLike
     top.legend(frameon=False, fontsize=9)
     bottom.set_ylabel("degrees of\nfreedom")
     bottom.set_xlabel("penalty lam  (vertical line: the choice)" if 0 < lam < math.inf else "penalty lam")
-    figure.savefig(file, dpi=DPI)
+    save_figure(figure, file)
 
 
 def plot_arms(accuracy: Mapping[str, Sequence[float]], file: str | os.PathLike[str]) -> None:
@@ -59,4 +60,4 @@ def plot_arms(accuracy: Mapping[str, Sequence[float]], file: str | os.PathLike[s
     panel.set_yticks(range(len(accuracy)), list(accuracy))
     panel.set_ylim(len(accuracy) - 0.5, -0.5)
     panel.set_xlabel("test accuracy, %  (dots: seeds; diamond and bar: mean and its standard error)")
-    figure.savefig(file, dpi=DPI)
+    save_figure(figure, file)

@@ -39,7 +39,9 @@ class ShiftBound:
 class HeadReport:
     """What :func:`transferops.adapt.adapt_head` did. Losses are mean squared residuals, summed over outputs.
 
-    With labels as targets losses are those of one-hot targets, the outputs divided by ``target_scale``.
+    With labels as targets they are squared distances from outputs that are right by a margin of ``target_scale``, in
+    units of that; where not all samples are kept as rows, or a sample has several positions, those of one-hot targets,
+    the outputs divided by ``target_scale``.
 
     Attributes:
         layer: the adapted layer's path in the model.
@@ -47,22 +49,23 @@ class HeadReport:
         positions: rows of the least-squares problem per sample.
         features, outputs: p and c.
         lam: the penalty.
-        keeps_prior: whether the penalty is on the distance to the pretrained head; if not, on that to 0.
+        prior_share: the penalty is on the distance to this share of the pretrained head: 1, 1/2 or 0.
         chosen_by: how the penalty was chosen.
-        target_scale: the factor of one-hot targets, 1 for targets that are numbers.
+        target_scale: the margin, or factor of one-hot targets; 1 for targets that are numbers.
         loss_before, loss_after: on the samples at hand.
         held_out_before: of the pretrained head, which was fitted to none of the samples; the same as loss_before.
         held_out_after: on samples left out, the bias refitted too; NaN if it was not measured.
         accuracy_before, accuracy_after: share of right labels, of the pretrained head and on samples left out; NaN if
             targets are not labels, or samples have several positions.
         captured: 1 - loss_after / loss_before, the share of the residual that the new head takes up.
-        degrees_of_freedom: effective, per output, the intercept not counted.
+        degrees_of_freedom: effective, per output; the bias is counted where it is penalised.
         condition: of the system that was solved; infinite for lam = 0 without full rank.
         relative_change: |dW|_F / |W|_F.
         change: |dW|_F, dW being the change that the penalty is on.
-        change_bound: |Q|_F / (2 sqrt lam), Q the residuals of the prior about their mean [derived].
+        change_bound: |Q|_F / (2 sqrt lam), Q the residuals of the share of the prior, about their mean where the bias
+            is free [derived].
         shift_bound: in "perturb" mode.
-        path: losses for every penalty.
+        path: what every penalty around that share gives; its losses are residuals from the targets.
     """
 
     layer: str
@@ -71,7 +74,7 @@ class HeadReport:
     features: int
     outputs: int
     lam: float
-    keeps_prior: bool
+    prior_share: float
     chosen_by: str
     target_scale: float
     loss_before: float
@@ -90,9 +93,13 @@ class HeadReport:
     path: HeadPath = field(repr=False)
 
     def __str__(self) -> str:
-        prior = "the pretrained head" if self.keeps_prior else "0 (the pretrained head does not help)"
+        prior = {1.0: "the pretrained head", 0.0: "0 (the pretrained head does not help)"}.get(
+            self.prior_share, f"{self.prior_share:g} times the pretrained head"
+        )
         if math.isinf(self.lam):
-            penalty = "the pretrained head is kept as it is" if self.keeps_prior else "nothing but the bias helps"
+            penalty = {1.0: "the pretrained head is kept as it is", 0.0: "nothing but the bias helps"}.get(
+                self.prior_share, f"{prior} is best"
+            )
             penalty += f", by {self.chosen_by}"
         else:
             penalty = f"lam = {self.lam:.3g}, chosen by {self.chosen_by}, around {prior}"
@@ -127,4 +134,4 @@ class HeadReport:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw losses and degrees of freedom over the penalty into a PNG."""
-        plot_path(self.path, self.lam, self.loss_before, path)
+        plot_path(self.path, self.lam, self.loss_before if self.prior_share == 1 else None, path)

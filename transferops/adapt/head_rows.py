@@ -67,8 +67,8 @@ class Rows:
         return self.targets.double()
 
     def smallest(self, count: int) -> Rows:
-        """The rows of the ``count`` smallest keys, copied."""
-        return self.take(self.keys.topk(min(count, len(self)), largest=False).indices)
+        """The rows of the ``count`` smallest keys, copied; all of them in order if there are no more."""
+        return self.clone() if count >= len(self) else self.take(self.keys.topk(count, largest=False).indices)
 
     @staticmethod
     def join(parts: list[Rows]) -> Rows:

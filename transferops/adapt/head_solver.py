@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from transferops import _checkpoint as checkpoint
 from transferops._validate import check_positive_int, describe, fail
-from transferops.adapt.head_path import HeadPath, Prior, Spectrum, leave_one_out
+from transferops.adapt.head_held_out import leave_one_out
+from transferops.adapt.head_path import HeadPath, Prior, Spectrum
 from transferops.adapt.head_rows import Format, Rows, check_finite, parse_penalties, parse_prior, parse_rows
 from transferops.adapt.head_statistics import HeadStatistics, Spread, row_spread
 
@@ -124,7 +127,12 @@ class HeadSolver:
         return self
 
     def merge(self, other: HeadSolver) -> Self:
-        """Add all that ``other`` has seen, which is left as it is and must have the same prior."""
+        """Add all that ``other`` has seen, which is left as it is and must have the same prior.
+
+        Raises:
+            TypeError: ``other`` is no solver.
+            ValueError: it has another prior, other options or samples of another kind.
+        """
         self.check_alike(other)
         if other.samples == 0:
             return self
@@ -143,6 +151,9 @@ class HeadSolver:
         """Remove all that ``other`` has seen, which must be a part of what this one has.
 
         The rows kept for leave-one-out are dropped: which of them remain is not known.
+
+        Raises:
+            TypeError, ValueError: as :meth:`merge`.
         """
         self.check_alike(other)
         if other.samples == 0:
@@ -156,6 +167,9 @@ class HeadSolver:
 
         Args:
             factor: in (0, 1].
+
+        Raises:
+            ValueError: ``factor`` is not in (0, 1].
         """
         if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor <= 1:
             fail("factor", "a number in (0, 1]", describe(factor))
@@ -175,6 +189,9 @@ class HeadSolver:
 
         Each contributes its state as an object, so that processes without samples take part too; sums are added in
         the order of the ranks, so that all processes hold the same bits.
+
+        Raises:
+            ValueError: torch.distributed is not initialised, or the solvers have different priors.
         """
         import torch.distributed as dist
 
@@ -232,6 +249,9 @@ class HeadSolver:
         Args:
             lams: penalties, at least 0, infinity allowed; the default grid (see :meth:`solve`) if left out.
             held_out: measure the leave-one-out loss, as said in the description of the class.
+
+        Raises:
+            ValueError: no samples; with ``held_out``, a single one, or rows that were not kept.
         """
         spectrum, scale = self._spectrum()
         grid = spectrum.default_lams() if lams is None else parse_penalties(lams)
@@ -259,12 +279,10 @@ class HeadSolver:
         plain.load_state_dict({**self.state_dict(), "prior_weight": None, "prior_bias": None})
         return plain
 
-    def class_counts(self) -> Tensor | None:
-        """Samples of each class [c], or None if targets are not labels or rows are missing."""
-        rows = self._waiting if self._folded is None else self._kept
-        if not self._labelled or not rows or sum(map(len, rows)) < self.samples:
-            return None
-        return torch.bincount(torch.cat([part.targets for part in rows]), minlength=self._outputs or 0)
+    def rows(self) -> Rows | None:
+        """All samples, or None if not all of them are kept as rows."""
+        parts = self._waiting if self._folded is None else self._kept
+        return Rows.join(parts) if parts and sum(map(len, parts)) == self.samples else None
 
     def state_dict(self) -> dict[str, Any]:
         """All that was seen, as tensors and plain values; the prior is included for a check when it is loaded."""
@@ -286,6 +304,9 @@ class HeadSolver:
         Args:
             state: of a solver with the same prior.
             device: where to put its tensors; as they are if left out.
+
+        Raises:
+            ValueError: it is no such state, or of a solver with another prior.
         """
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             fail("state", f"what state_dict returned, format {_FORMAT}", describe(state))
@@ -305,12 +326,19 @@ class HeadSolver:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state, the prior and the options to a file."""
         options = {"classes": self.classes, "target_scale": self.target_scale, "keep_rows": self.keep_rows}
-        torch.save({"options": options, "state": self.state_dict()}, path)
+        checkpoint.save({"options": options, "state": self.state_dict()}, Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: torch.device | str = "cpu") -> HeadSolver:
-        """A solver from a file that :meth:`save` wrote."""
-        content = torch.load(path, map_location=device, weights_only=True)
+        """A solver from a file that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is another file, or damaged.
+        """
+        content = checkpoint.load(Path(path), device)
+        if content is None:
+            fail("path", "a file that save wrote", f"none at {path}", FileNotFoundError)
         state = content["state"]
         state["generator"] = state["generator"].cpu()
         solver = cls(state["prior_weight"], state["prior_bias"], **content["options"])
@@ -382,7 +410,7 @@ class HeadSolver:
 
     def _spectrum(self) -> tuple[Spectrum, float]:
         """The spectrum for the scaled targets, and their scale."""
-        scale = self._fitted_scale()
+        scale = self.fitted_scale()
         assert self._outputs is not None
         if self._folded is None:
             rows = self._waiting[0]
@@ -390,7 +418,8 @@ class HeadSolver:
         statistics = self.statistics().scaled(scale)
         return Spectrum.of_statistics(statistics, self.prior(statistics.gram)), scale
 
-    def _fitted_scale(self) -> float:
+    def fitted_scale(self) -> float:
+        """The factor of the targets, see ``target_scale``; at least one sample must have come."""
         self._check_any()
         assert self._outputs is not None
         if self._folded is None:
@@ -414,6 +443,12 @@ class HeadSolver:
         if self._weight is not None:
             return Prior(self._weight, self._bias)
         return Prior(like.new_zeros(self._outputs or 0, like.shape[1], dtype=torch.float64), None)
+
+    def prior_outputs(self, rows: Rows) -> Tensor:
+        """What the prior head puts out for rows, [N, c] float64."""
+        prior = self.prior(rows.features)
+        outputs = rows.features.double() @ prior.weight.mT
+        return outputs if prior.bias is None else outputs + prior.bias
 
     def _check_any(self) -> None:
         if self.samples == 0:

@@ -27,6 +27,9 @@ class RecursiveHead:
     Attributes:
         weight: [c, p] float64.
         samples: rows seen, those of the solver included.
+
+    Raises:
+        ValueError: ``lam`` or ``forgetting`` is out of range, or the solver has no samples.
     """
 
     def __init__(self, solver: HeadSolver, lam: float, forgetting: float = 1.0) -> None:

@@ -67,6 +67,13 @@ def gamma_index(setting: TransferSetting, alpha: float) -> float:
     Transfer is predicted to hurt iff Gamma(alpha) < Gamma(0). Where it errs it mostly warns of harm that is not
     there, at alpha = 1 most of all, where no fresh filter is left (measured by bench/study_inherit.py).
 
+    Args:
+        setting: numbers of samples, dimension, signals and noise of both tasks.
+        alpha: share of the filters that are inherited, in [0, 1].
+
+    Returns:
+        Gamma.
+
     Raises:
         ValueError: ``alpha`` is not in [0, 1].
     """

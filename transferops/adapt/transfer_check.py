@@ -154,7 +154,7 @@ def _number(value: Any, alpha: float, seed: int) -> float:
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     try:
-        metric = float(value)
+        metric = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         metric = math.nan
     if not math.isfinite(metric):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from transferops._figures import DPI, WIDTH, new_figure, plain_axes
+from transferops._figures import WIDTH, new_figure, plain_axes, save_figure
 from transferops._validate import fail
 from transferops.adapt.transfer_check import TransferCheck
 
@@ -43,7 +43,7 @@ def plot_transfer_check(check: TransferCheck, path: str | os.PathLike[str], metr
     axes.set_xlabel(f"share inherited  (dots: seeds; bars hold all at once with {check.confidence:.0%} confidence)")
     axes.set_ylabel(f"{metric} against alpha = 0 ({scratch.mean():.3f})")
     axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def plot_transfer_maps(
@@ -79,4 +79,4 @@ def plot_transfer_maps(
         panel.set_xlabel("alpha")
     panels[0].set_ylabel("|u|")
     figure.colorbar(picture, ax=list(panels), label="accuracy against alpha = 0")
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
