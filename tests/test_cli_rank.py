@@ -4,52 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from bundles import feature_bundle
+from commands import run
 
-pytest.importorskip("rich")
-testing = pytest.importorskip("click.testing")
-
-from transferops import cli  # noqa: E402  (needs the extras)
-
-FAST = ["--threads", "1", "--source-steps", "20"]
-
-
-@pytest.fixture(autouse=True)
-def _keep_threads() -> Iterator[None]:
-    """The command sets the number of threads of the process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+FAST = ("--threads", 1, "--source-steps", 20)
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of three classes: "same" is like the target, "other" has its classes permuted, "noise" has none."""
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for name, shift, strength in (("target", 0, 2), ("same", 0, 2), ("other", 1, 2), ("[noise]", 0, 0)):
-        labels = np.arange(90) % 3
-        arrays[f"{name}_x"] = strength * np.eye(3, 5)[(labels + shift) % 3] + generator.normal(size=(90, 5))
-        arrays[f"{name}_y"] = labels
+    """One domain is like the target, another has its classes permuted, and one has none."""
     path = tmp_path_factory.mktemp("data") / "bundle.npz"
-    np.savez(path, **arrays)
-    return path
-
-
-def run(*arguments: str | Path) -> Any:
-    return testing.CliRunner().invoke(cli.cli, ["rank", *map(str, arguments)])
+    return feature_bundle(path, {"target": (0, 2), "same": (0, 2), "other": (1, 2), "[noise]": (0, 0)}, samples=90)
 
 
 def test_sources(bundle: Path, tmp_path: Path) -> None:
     out, pictures, cache = tmp_path / "result.json", tmp_path / "deep" / "pictures", tmp_path / "cache"
     command = ["--data", bundle, "--target", "target", *FAST, "--json", out, "--output", pictures, "--cache", cache]
-    result = run(*command)
+    result = run("rank", *command)
     assert result.exit_code == 0, result.output
     document = json.loads(out.read_text())
     assert [candidate["name"] for candidate in document["candidates"]] == ["same", "other", "[noise]"]
@@ -61,7 +35,7 @@ def test_sources(bundle: Path, tmp_path: Path) -> None:
     assert "best mean rank" in result.output
     assert (pictures / "ranking.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(cache.iterdir())) == 3
-    again = run(*command)
+    again = run("rank", *command)
     assert json.loads(out.read_text()) == document
     assert again.exit_code == 0
 
@@ -75,6 +49,7 @@ def test_models_and_layers(bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(tmp_path)
     out = tmp_path / "result.json"
     result = run(
+        "rank",
         *("--data", bundle, "--target", "target", "--model", "my_rank_models:small", "--model", "my_rank_models:large"),
         *("--layers", "head input,0", "--scores", "log_me,nce", "--shots", "7", "--json", out, "--quiet"),
     )
@@ -89,23 +64,33 @@ def test_models_and_layers(bundle: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert all(math.isfinite(row["scores"]["log_me"]) for row in document["candidates"])
 
 
+def test_scores_that_compare_sources(bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ot")
+    out = tmp_path / "result.json"
+    chosen = ("--sources", "same,[noise]", "--scores", "otce,task2vec", "--json", out, "--quiet")
+    result = run("rank", "--data", bundle, "--target", "target", *FAST, *chosen)
+    assert result.exit_code == 0, result.output
+    document = json.loads(out.read_text())
+    assert document["scores"] == ["otce", "task2vec", "knn", "parameters"]
+    same, noise = (candidate["scores"] for candidate in document["candidates"])
+    assert same["otce"] > noise["otce"]
+    assert all(-1 <= scores["task2vec"] <= 0 for scores in (same, noise))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target", "x"], "error: target: expected one of target, same, other, [noise], got 'x'\n"),
-        ([], "error: target: expected one of target, same, other, [noise], got none\n"),
-        (["--target", "target", "--scores", "best"], "'best'"),
-        (["--target", "target", "--layers", "nothing"], "error: layers: expected 'head input' or modules of the model"),
+        (["--scores", "best"], "'best'"),
+        (["--layers", "nothing"], "error: layers: expected 'head input' or modules of the model"),
         (
-            ["--target", "target", "--model", "x"],
+            ["--model", "x"],
             "error: model: expected module:function, timm:NAME or hf:NAME, got 'x'",
         ),
-        (["--target", "target", "--model", "a:b", "--sources", "same"], "error: sources: expected none beside --model"),
-        (["--target", "target", "--shots", "30"], "error: shots: expected at most 29 for target"),
-        (["--target", "target", "--device", "nowhere"], "error: device: expected one that works here"),
+        (["--model", "a:b", "--sources", "same"], "error: sources: expected none beside --model"),
+        (["--model", "a:b", "--scores", "knn,pge"], "error: scores: expected none that compares sources, beside"),
     ],
 )
 def test_bad_input(bundle: Path, arguments: list[str], message: str) -> None:
-    result = run("--data", bundle, *FAST, *arguments)
+    result = run("rank", "--data", bundle, "--target", "target", *FAST, *arguments)
     assert result.exit_code == 2
     assert message in result.output

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import transferops.cli._extra  # noqa: F401  isort: skip  (says what is missing, before anything asks for it)
+
+import click
+
 from transferops import __version__
-
-# _common first: it says which extra is missing
-from transferops.cli import _common, adapt, doctor, inherit, otqms, rank
+from transferops.cli import adapt, completion, doctor, inherit, otqms, rank
 
 
-@_common.click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@_common.click.version_option(__version__, prog_name="transferops")
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Settings may come from a file (--config), results go to a file (--json): see the help of a command.",
+)
+@click.version_option(__version__, prog_name="transferops")
 def cli() -> None:
     """Decide what to transfer, from where, and how much."""
 
 
-cli.add_command(otqms.command)
-cli.add_command(adapt.command)
-cli.add_command(inherit.command)
-cli.add_command(rank.command)
-cli.add_command(doctor.command)
+for _module in (adapt, completion, doctor, inherit, otqms, rank):
+    cli.add_command(_module.command)
 
 
 def main() -> None:

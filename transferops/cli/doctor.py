@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import re
 import shlex
+import shutil
+import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 from transferops import ops, show_config
-from transferops.cli._common import click, console, prepare_outputs, reports_errors
-from transferops.otqms import write_json
+from transferops.cli import _options
+from transferops.cli._command import Command
 
 _PACKAGE = "transferops"
 _DEVELOPMENT = {"test", "bench", "lint", "docs", "dev"}  # extras that a user does not miss
@@ -49,12 +51,14 @@ def examine() -> dict[str, Any]:
 
     Returns:
         The facts of :func:`transferops.show_config`; ``torch_least``, what the stable ABI needs; ``platform``;
-        ``gpu_absent``, why there is no GPU, or None; ``kernels``, "right" or an error by device; ``extras`` by name;
-        and ``problems``.
+        ``nvcc``, its CUDA release, or None; ``gpu_architecture``, such as "90", or None; ``gpu_absent``, why there is
+        no GPU, or None; ``kernels``, "right" or an error by device; ``extras`` by name; and ``problems``.
     """
     facts: dict[str, Any] = {**show_config(), "platform": platform.platform()}
     requirements, extras = _requirements()
     facts["torch_least"] = next((str(r.specifier) for r in requirements if r.name == "torch"), None)
+    facts["nvcc"] = nvcc_release()
+    facts["gpu_architecture"] = "".join(map(str, torch.cuda.get_device_capability())) if facts["gpu"] else None
     facts["gpu_absent"] = None if facts["gpu"] else gpu_absent()
     devices = ["cpu", *(["cuda"] if facts["gpu"] and facts["cuda_built"] else [])]
     facts["kernels"] = {device: check_kernels(device) for device in devices}
@@ -75,6 +79,18 @@ def gpu_absent() -> str:
     except (RuntimeError, AssertionError) as error:
         return str(error).strip().split("\n")[0]
     return "the driver reports none"
+
+
+def nvcc_release() -> str | None:
+    """The CUDA release of the compiler that a build would find, such as "13.0"."""
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    folders = [*(os.path.join(home, "bin") for home in [*homes, "/usr/local/cuda"]), os.environ.get("PATH", "")]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(folders))
+    if nvcc is None:
+        return None
+    printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+\.\d+)", printed)
+    return release[1] if release else None
 
 
 def check_kernels(device: str) -> str:
@@ -132,9 +148,8 @@ def _pip(requirements: list[str]) -> str:
 
 
 def _problems(facts: dict[str, Any], requirements: list[Any]) -> list[Problem]:
-    rebuild = f"{shlex.quote(sys.executable)} -m {_REBUILD}"
     problems = [
-        Problem(f"the {device} kernels do not work: {state}", f"in the source tree: {rebuild}")
+        Problem(f"the {device} kernels do not work: {state}", _rebuild(facts))
         for device, state in facts["kernels"].items()
         if state != "right"
     ]
@@ -143,45 +158,54 @@ def _problems(facts: dict[str, Any], requirements: list[Any]) -> list[Problem]:
         problems.append(Problem(f"installed versions do not meet {', '.join(unmet)}", _pip(unmet)))
     if facts["gpu"] and not facts["cuda_built"]:
         what = f"torch sees {facts['gpu']}, but this build has CPU kernels only"
-        problems.append(Problem(what, f"in the source tree, with the CUDA toolkit's nvcc on PATH: {rebuild}"))
+        problems.append(Problem(what, _nvcc_first(facts) + _rebuild(facts)))
     return problems
 
 
-@click.command("doctor")
-@click.option(
-    "--json",
-    "json_path",
-    is_flag=False,
-    flag_value="-",
-    metavar="[OUT]",
-    help="Print the facts as JSON instead, or write them to OUT.",
+def _rebuild(facts: dict[str, Any]) -> str:
+    """For the GPU that is here: the build never guesses."""
+    architecture = facts["gpu_architecture"]
+    setting = f"TRANSFEROPS_CUDA_ARCHITECTURES={architecture} " if architecture else ""
+    return f"in the source tree: {setting}{shlex.quote(sys.executable)} -m {_REBUILD}"
+
+
+def _nvcc_first(facts: dict[str, Any]) -> str:
+    """What has to be done before CUDA kernels can be built, if anything."""
+    needed = str(torch.version.cuda).split(".")[0]
+    if facts["nvcc"] is None:
+        return f"install the CUDA {needed} toolkit, with its nvcc on PATH; then "
+    if facts["nvcc"].split(".")[0] != needed:
+        found = f"nvcc is of CUDA {facts['nvcc']}, torch of {torch.version.cuda}"
+        return f"{found}: put one of CUDA {needed} on PATH; then "
+    return ""
+
+
+@click.command(
+    "doctor",
+    cls=Command,
+    examples=[
+        ("Before the first run, and when something is odd", "transferops doctor"),
+        ("The facts for a bug report or a script", "transferops doctor --json -"),
+    ],
+    results="--json holds all facts.",
 )
-@reports_errors
-def command(json_path: str | None) -> None:
+@_options.output()
+def command(output: _options.Output) -> None:
     """What is built, what does it run on, and what is missing?
 
     Runs a kernel on every device that this build has kernels for, and says for every group of optional
     packages whether it is complete, with the command that completes it. Exits with 1 if something does
     not work; missing options and a missing GPU are no fault.
-
-    \b
-      transferops doctor
-      transferops doctor --json
     """
+    output.prepare()
     facts = examine()
-    if json_path == "-":
-        click.echo(json.dumps(facts, indent=1))
-    else:
-        if json_path is not None:
-            prepare_outputs(Path(json_path), None)
-            write_json(facts, Path(json_path))
-        _print(facts)
+    _print(facts, output)
+    output.write(facts)
     if facts["problems"]:
         raise click.exceptions.Exit(1)
 
 
-def _print(facts: dict[str, Any]) -> None:
-    screen = console(quiet=False)
+def _print(facts: dict[str, Any], output: _options.Output) -> None:
     architectures = f" for {', '.join(facts['cuda_architectures'])}" if facts["cuda_architectures"] else ""
     lines = {
         "transferops": f"{facts['version']} ({facts['build_type']}, {facts['compiler']})",
@@ -190,15 +214,16 @@ def _print(facts: dict[str, Any]) -> None:
         f"runs with {facts['torch_least'] or 'unknown versions'} (stable ABI)",
         "cpu": f"{facts['cpu_level']}, {facts['threads']} threads",
         "cuda build": f"toolkit {facts['cuda_built']}{architectures}" if facts["cuda_built"] else "none",
-        "gpu": facts["gpu"] or f"none: {facts['gpu_absent']}",
+        "nvcc": facts["nvcc"] or "none",
+        "gpu": f"{facts['gpu']} ({facts['gpu_architecture']})" if facts["gpu"] else f"none: {facts['gpu_absent']}",
         **{f"{device} kernels": state for device, state in facts["kernels"].items()},
     }
     for name, text in lines.items():
-        screen.print(f"{name:<14}{text}", soft_wrap=True)
+        output.say(f"{name:<14}{text}")
     for name, extra in facts["extras"].items():
         state = f"missing {', '.join(extra['missing'])}: {extra['fix']}" if extra["missing"] else "complete"
-        screen.print(f"{'[' + name + ']':<14}{state}", soft_wrap=True)
+        output.say(f"{'[' + name + ']':<14}{state}")
     for problem in facts["problems"]:
-        screen.print(f"problem: {problem['what']}\n  fix: {problem['fix']}", soft_wrap=True)
+        output.say(f"problem: {problem['what']}\n  fix: {problem['fix']}")
     if not facts["problems"]:
-        screen.print("no problem found")
+        output.say("no problem found")

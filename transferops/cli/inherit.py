@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
+from transferops._atomic import replacing
 from transferops._validate import check_positive_int, fail
 from transferops.adapt.checkpoints import load_state
 from transferops.adapt.few_shot_transfer import FewShotTransfer
@@ -20,20 +21,15 @@ from transferops.adapt.masks import GRANULARITIES, SELECTIONS
 from transferops.adapt.transfer_check import DEFAULT_ALPHAS, TransferCheck, transfer_check
 from transferops.adapt.transfer_plots import plot_transfer_check
 from transferops.adapt.verdict import INTERVALS
-from transferops.cli._common import (
-    check_file,
-    click,
-    console,
-    prepare_outputs,
-    read_domains,
-    reports_errors,
-    set_threads,
-)
+from transferops.cli import _options
+from transferops.cli._command import Command, option
+from transferops.cli._settings import RESULTS
 from transferops.data import few_shot_split
-from transferops.otqms import TrainingOptions, network_for, write_json
+from transferops.otqms import TrainingOptions, network_for
 from transferops.rank import load_candidate
 
 _DEFAULT_UPSTREAM = "plain"  # of the embedded digits
+_PARTS, _CHECK = "What to inherit", "With --check"
 
 
 def _alphas(_: click.Context, __: click.Parameter, value: str) -> list[float]:
@@ -43,92 +39,142 @@ def _alphas(_: click.Context, __: click.Parameter, value: str) -> list[float]:
         raise click.BadParameter(f"expected numbers separated by commas, got {value!r}") from None
 
 
-@click.command("inherit", epilog="Read more: docs/, and the paper, arXiv 2509.22056.")
+@click.command(
+    "inherit",
+    cls=Command,
+    examples=[
+        ("Half of a larger model", "transferops inherit mynets:small --from big.pt --alpha 0.5 --save start.pt"),
+        ("A model of timm", "transferops inherit timm:resnet18 --from resnet34.safetensors --granularity block"),
+        ("Does it help? On embedded data, digits in seven domains", "transferops inherit --check"),
+        (
+            "On domains of your own; the same command goes on after an interruption",
+            "transferops inherit --check --data digits.npz --upstream mnist --target usps --journal check.jsonl",
+        ),
+    ],
+    results="--save holds the state dict and what was inherited of it; --json the report and the settings; "
+    "with --check, --journal every training and --output a picture.",
+    epilog="Partial inheritance: arXiv 2509.22056. In a program: transferops.adapt.inherit.",
+)
 @click.argument("model", required=False, metavar="[MODEL]")
-@click.option("--from", "checkpoint", metavar="FILE", help="The upstream parameters: a state dict or .safetensors.")
-@click.option("--alpha", default=1.0, show_default=True, help="Share to inherit.")
-@click.option("--granularity", type=click.Choice(GRANULARITIES), default="filter", show_default=True)
-@click.option("--select", type=click.Choice(SELECTIONS), default="random", show_default=True, help="What comes first.")
-@click.option("--seed", default=0, show_default=True, help="Of the initialisation and of random selection.")
-@click.option("--save", metavar="FILE", type=click.Path(path_type=Path), help="Write the state dict and the masks.")
-@click.option("--json", "json_path", metavar="OUT", type=click.Path(path_type=Path), help="Write the report there.")
-@click.option("--check", is_flag=True, help="Train with several shares, and say whether inheriting helps or hurts.")
-@click.option("--data", metavar="FILE.npz|FOLDER", help="[check] Domains; without it, the embedded digits.")
-@click.option("--upstream", metavar="DOMAIN", help="[check] Domain to train an upstream model on, without --from.")
-@click.option("--target", metavar="DOMAIN", help="[check] Domain to do well on.")
-@click.option("--shots", default=10, show_default=True, help="[check] Labelled target samples per class.")
-@click.option("--seeds", default=10, show_default=True, help="[check] Paired repetitions.")
-@click.option(
+@option(
+    "--from",
+    "checkpoint",
+    group=_PARTS,
+    type=click.Path(),
+    metavar="FILE",
+    help="The upstream parameters: a state dict or .safetensors.",
+)
+@option("--alpha", group=_PARTS, default=1.0, show_default=True, help="Share to inherit, without --check.")
+@option(
+    "--granularity",
+    group=_PARTS,
+    type=click.Choice(GRANULARITIES),
+    default="filter",
+    show_default=True,
+    help="What is inherited as a whole.",
+)
+@option(
+    "--select",
+    group=_PARTS,
+    type=click.Choice(SELECTIONS),
+    default="random",
+    show_default=True,
+    help="What comes first.",
+)
+@_options.count("--seed", 0, "Of the initialisation and of random selection, without --check.", _PARTS)
+@option(
+    "--check",
+    group=_CHECK,
+    is_flag=True,
+    help="Train with several shares, and say whether inheriting helps or hurts.",
+)
+@_options.domains("do well on", group=_CHECK)
+@option("--upstream", group=_CHECK, metavar="DOMAIN", help="Domain to train an upstream model on, without --from.")
+@_options.shots(10, group=_CHECK)
+@_options.count("--seeds", 10, "Paired repetitions.", _CHECK)
+@option(
     "--alphas",
+    group=_CHECK,
     default=",".join(f"{alpha:g}" for alpha in DEFAULT_ALPHAS),
     show_default=True,
+    listed=True,
+    accepts=(float, int, str),
     callback=_alphas,
-    help="[check] Shares to compare, 0 among them.",
+    help="Shares to compare, 0 among them.",
 )
-@click.option("--interval", type=click.Choice(INTERVALS), default="t", show_default=True, help="[check]")
-@click.option("--confidence", default=0.95, show_default=True, help="[check] Of all intervals together.")
-@click.option("--journal", metavar="FILE", help="[check] Keep results there; the same command goes on from them.")
-@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="[check] Write a picture there.")
-@click.option("--image-size", type=int, help="[check] Resize the images of a folder to this many pixels square.")
-@click.option("--epochs", default=TrainingOptions.epochs, show_default=True, help="[check] At most so many.")
-@click.option("--lr", default=TrainingOptions.lr, show_default=True, help="[check] Learning rate of Adam.")
-@click.option("--device", default=TrainingOptions.device, show_default=True, help="[check] For example cuda.")
-@click.option("--threads", type=int, help="[check] CPU threads; if left out one for the embedded digits.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
-@reports_errors
-def command(model: str | None, checkpoint: str | None, check: bool, quiet: bool, **options: Any) -> None:
+@option(
+    "--interval", group=_CHECK, type=click.Choice(INTERVALS), default="t", show_default=True, help="Of the differences."
+)
+@option("--confidence", group=_CHECK, default=0.95, show_default=True, help="Of all intervals together.")
+@_options.count("--epochs", TrainingOptions.epochs, "At most so many.", _CHECK)
+@_options.learning_rate(TrainingOptions.lr, _CHECK)
+@_options.machine(_CHECK)
+@option(
+    "--save",
+    group=RESULTS,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the state dict and the masks, without --check.",
+)
+@_options.output(pictures="with --check, a picture")
+@option(
+    "--journal",
+    group=RESULTS,
+    type=click.Path(),
+    metavar="FILE",
+    help="With --check, keep results there; the same command goes on from them.",
+)
+def command(
+    model: str | None,
+    checkpoint: str | None,
+    alpha: float,
+    granularity: str,
+    select: str,
+    seed: int,
+    check: bool,
+    save: Path | None,
+    output: _options.Output,
+    **options: Any,
+) -> None:
     """Which part of an upstream model should mine inherit - and is it hurting me?
 
     Fills MODEL, module:function or timm:NAME, with parameters of a checkpoint, also where widths, depths or heads
     differ, and says what became of every tensor. Files are read without running anything in them.
 
-    \b
-      transferops inherit mynets:small --from big.pt --alpha 0.5 --save start.pt
-
     With --check a model is trained on a few labelled samples of a target domain, once for every share and seed,
     and compared with starting afresh. Without MODEL a built-in network is used, without --from one is trained on
     the domain --upstream first.
-
-    \b
-      transferops inherit --check
-      transferops inherit --check --data digits.npz --upstream mnist --target usps --journal check.jsonl
     """
     state = None if checkpoint is None else load_state(checkpoint)
-    json_path: Path | None = options["json_path"]
-    check_file("json", json_path)
-    check_file("save", options["save"])
-    screen = console(quiet)
-    say = functools.partial(screen.print, soft_wrap=True)
+    _options.check_file("save", save)
+    output.prepare()
     if check:
-        document = _check(model, checkpoint, state, say, quiet, **options)
+        document = _check(model, checkpoint, state, granularity, select, output, **options)
     else:
         if model is None or state is None:
             fail("arguments", "MODEL and --from, or --check", "neither")
-        document = _inherit(model, state, say, **options)
-    if json_path is not None:
-        write_json(document, json_path)
-        say(f"wrote {json_path}")
+        document = _inherit(model, state, output, alpha, granularity, select, seed, save)
+    output.write(document)
 
 
 def _inherit(
     name: str,
     state: Mapping[str, torch.Tensor],
-    say: Callable[[str], None],
+    output: _options.Output,
     alpha: float,
     granularity: str,
     select: str,
     seed: int,
     save: Path | None,
-    **_: Any,
 ) -> dict[str, Any]:
     if select == "fisher":
         fail("select", "random, uniform or magnitude (a Fisher diagonal needs data: use --check or Python)", "'fisher'")
     model = _made(name, check_positive_int("seed", seed, minimum=0))
     report = inherit(model, state, alpha, granularity, select, seed)
-    say(str(report))
+    output.say(report)
     if save is not None:
         _save({"state_dict": model.state_dict(), "masks": report.masks}, save)
-        say(f"wrote {save}")
+        output.say(f"wrote {save}")
     return {"model": name, **report.to_dict()}
 
 
@@ -136,33 +182,27 @@ def _check(
     name: str | None,
     checkpoint: str | None,
     state: Mapping[str, torch.Tensor] | None,
-    say: Callable[[str], None],
-    quiet: bool,
-    data: str | None,
+    granularity: str,
+    select: str,
+    output: _options.Output,
+    *,
+    domains: _options.Domains,
     upstream: str | None,
-    target: str | None,
     shots: int,
     seeds: int,
     alphas: list[float],
-    granularity: str,
-    select: str,
     interval: str,
     confidence: float,
-    journal: str | None,
-    output: Path | None,
-    image_size: int | None,
     epochs: int,
     lr: float,
-    device: str,
-    threads: int | None,
-    **_: Any,
+    machine: _options.Machine,
+    journal: str | None,
 ) -> dict[str, Any]:
     check_positive_int("seeds", seeds, minimum=2)
-    training = TrainingOptions(epochs=epochs, lr=lr, device=device)
-    set_threads(threads, data)
-    prepare_outputs(None, output)
-    bundle, target = read_domains(data, target, image_size)
-    if data is None:
+    training = TrainingOptions(epochs=epochs, lr=lr, device=machine.device)
+    machine.set_threads(domains)
+    bundle, target = domains.read()
+    if domains.data is None:
         upstream = upstream or _DEFAULT_UPSTREAM
     if upstream is None and state is None:
         fail("upstream", f"one of {', '.join(bundle.domains)}", "none")
@@ -170,7 +210,7 @@ def _check(
     few_shot_split(domain, shots)  # refuses shots before anything is trained
     source = others[0] if state is None else state
     about = {
-        "data": data or "embedded digits",
+        "data": domains.origin,
         "model": name or "built-in",
         "upstream": os.path.abspath(checkpoint) if checkpoint else upstream,
         "target": target,
@@ -179,7 +219,7 @@ def _check(
         "select": select,
         "training": training.as_dict(),
     }
-    say(f"upstream {about['upstream']}, target {target} ({len(domain)} samples, {shots} shots per class)")
+    output.say(f"upstream {about['upstream']}, target {target} ({len(domain)} samples, {shots} shots per class)")
     train = FewShotTransfer(
         lambda: network_for(bundle.sample_shape, bundle.classes) if name is None else load_model(name),
         source,
@@ -188,7 +228,14 @@ def _check(
         select=select,
         options=training,
     )
-    with _Progress(len(alphas) * seeds, quiet) as progress:
+    with output.progress(len(alphas) * seeds) as progress:
+
+        def on_result(alpha: float, seed: int, metric: float) -> None:
+            line = f"seed {seed} alpha {alpha:g}: test accuracy {metric:.1%}"
+            progress.show(line)
+            progress.advance()
+            progress.finished(line)
+
         result: TransferCheck = transfer_check(
             train,
             alphas,
@@ -197,38 +244,11 @@ def _check(
             interval=interval,
             journal=journal,
             about=about,
-            on_result=progress.on_result,
+            on_result=on_result,
         )
-    say(str(result))
-    if output is not None:
-        plot_transfer_check(result, output / "transfer.png", "test accuracy")
-        say(f"wrote {output / 'transfer.png'}")
+    output.say(result)
+    output.draw("transfer.png", functools.partial(plot_transfer_check, result, metric="test accuracy"))
     return {**about, **result.to_dict()}
-
-
-class _Progress:
-    """A live bar on stderr where that is a terminal, a line per training where it is not."""
-
-    def __init__(self, trainings: int, quiet: bool) -> None:
-        self._console = console(quiet, stderr=True)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-        silent = not self._console.is_terminal
-        self._bar = Progress(*columns, TimeElapsedColumn(), console=self._console, transient=True, disable=silent)
-        self._task = self._bar.add_task("starting", total=trainings)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def on_result(self, alpha: float, seed: int, metric: float) -> None:
-        """Show what was trained."""
-        line = f"seed {seed} alpha {alpha:g}: test accuracy {metric:.1%}"
-        self._bar.update(self._task, description=line, advance=1)
-        if not self._console.is_terminal:
-            self._console.print(line)
 
 
 def load_model(name: str) -> nn.Module:
@@ -244,9 +264,5 @@ def _made(name: str, seed: int) -> nn.Module:
 
 def _save(content: dict[str, Any], path: Path) -> None:
     """Whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        torch.save(content, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        torch.save(content, file)

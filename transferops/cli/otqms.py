@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
-from typing import Any
 
+import click
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from transferops._validate import check_positive_int, fail
-from transferops.cli._common import (
-    click,
-    console,
-    names,
-    prepare_outputs,
-    read_domains,
-    reports_errors,
-    set_threads,
-)
-from transferops.data import DEFAULT_TARGET, few_shot_split
-from transferops.otqms import EpochRecord, Study, TrainingOptions, compare, network_for, to_json, write_json
+from transferops.cli import _options
+from transferops.cli._command import Command, option
+from transferops.cli._screen import Progress
+from transferops.cli._settings import RESULTS
+from transferops.data import few_shot_split
+from transferops.otqms import EpochRecord, Study, TrainingOptions, compare, network_for, to_json
 from transferops.otqms.distributed import launched
 from transferops.otqms.log import EpochLog
+from transferops.otqms.options import Dimension
 from transferops.otqms.plots import plot_accuracy, plot_quantities
-from transferops.otqms.strategies import STRATEGIES, check_strategies, expand
+from transferops.otqms.strategies import ALL_BASELINES, STRATEGIES, check_strategies, expand
 from transferops.otqms.summary import Mean, StrategySummary, conclusions, summarize
 
+_COMPARISON = "Comparison"
 _SHOWN_SOURCES = 3
 
 
@@ -36,86 +31,119 @@ def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
     return int(value) if value.isdecimal() else value
 
 
-def _strategies(context: click.Context, parameter: click.Parameter, value: str) -> list[str]:
-    return expand(names(context, parameter, value) or [])
-
-
-@click.command("otqms", epilog="Read more: docs/, and the paper, arXiv 2502.04242.")
-@click.option("--data", metavar="FILE.npz|FOLDER", help="Domains to use; without it, the embedded digits.")
-@click.option("--target", metavar="DOMAIN", help=f"Domain to do well on; for the embedded digits {DEFAULT_TARGET}.")
-@click.option("--sources", metavar="A,B", callback=names, help="Domains to take samples from; all others if left out.")
-@click.option("--shots", default=10, show_default=True, help="Labelled target samples per class.")
-@click.option("--seeds", default=3, show_default=True, help="Repetitions, each with its own split and initialisation.")
-@click.option(
+@click.command(
+    "otqms",
+    cls=Command,
+    examples=[
+        ("On embedded data, scikit-learn's digits in seven domains", "transferops otqms --output pictures"),
+        (
+            "On domains of your own",
+            "transferops otqms --data digits.npz --target usps --shots 10 --seeds 3 --json result.json",
+        ),
+        (
+            "Chosen strategies, kept in a folder to go on from after an interruption",
+            "transferops otqms --strategy target-only,all-sources,recommended --checkpoint state",
+        ),
+        (
+            "With several processes, in which every batch is shared",
+            "torchrun --nproc-per-node 2 -m transferops otqms --data digits.npz --target usps",
+        ),
+    ],
+    results="--json holds every seed and epoch, and the settings; --output two pictures; --jsonl and --tensorboard "
+    "each epoch as it ends; --checkpoint all that is trained, and the same command goes on from there.",
+    epilog="OTQMS: arXiv 2502.04242. In a program: transferops.otqms.OTQMS.",
+)
+@_options.domains("do well on", sources="Domains to take samples from")
+@_options.shots(10)
+@_options.count("--seeds", 3, "Repetitions, each with its own split and initialisation.", _COMPARISON)
+@_options.names(
     "--strategy",
     "strategies",
+    group=_COMPARISON,
     metavar="NAME[,NAME]",
     default="target-only,all-sources,quantities,recommended",
     show_default=True,
-    callback=_strategies,
-    help="What to compare; all-baselines stands for everything.",
+    known=(*STRATEGIES, ALL_BASELINES),
+    parse=expand,
+    help=f"What to compare; {ALL_BASELINES} stands for everything.",
 )
-@click.option("--json", "json_path", metavar="OUT", type=click.Path(path_type=Path), help="Write all results there.")
-@click.option("--output", metavar="DIR", type=click.Path(path_type=Path), help="Write two pictures into this folder.")
-@click.option(
-    "--checkpoint",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Keep what is trained in this folder; the same command goes on from there, also after a kill.",
+@_options.count("--epochs", TrainingOptions.epochs, "Of every phase that has no number of its own.")
+@option("--early-stopping", group=_options.TRAINING, is_flag=True, help="Choose the epoch on a part of the shots.")
+@_options.count("--patience", TrainingOptions.patience, "With early stopping, epochs without improvement before it.")
+@_options.count(
+    "--folds", None, "With early stopping, choose how long to train by cross-validation; of the guard, 5 if left out."
 )
-@click.option("--jsonl", "log_path", metavar="FILE", type=click.Path(path_type=Path), help="Append each epoch as JSON.")
-@click.option("--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Each epoch for TensorBoard.")
-@click.option("--image-size", type=int, help="Resize the images of a folder to this many pixels square.")
-@click.option(
-    "--epochs", default=TrainingOptions.epochs, show_default=True, help="Of every phase that has no number of its own."
+@option(
+    "--guard",
+    group=_options.TRAINING,
+    is_flag=True,
+    help="Where cross-validation shows that target-only or all-sources is better, train that in a strategy's place.",
 )
-@click.option(
-    "--patience",
-    default=TrainingOptions.patience,
-    show_default=True,
-    help="With early stopping, epochs without improvement before a stop.",
-)
-@click.option("--early-stopping", is_flag=True, help="Choose the epoch on a validation part of the shots.")
-@click.option("--lr", default=TrainingOptions.lr, show_default=True, help="Learning rate of Adam.")
-@click.option("--batch-size", default=TrainingOptions.batch_size, show_default=True)
-@click.option(
+@_options.learning_rate(TrainingOptions.lr)
+@_options.count("--batch-size", TrainingOptions.batch_size, "Samples in a step.")
+@option(
     "--dimension",
+    group=_options.TRAINING,
     default="auto",
     show_default=True,
+    accepts=(str, int),
     callback=_dimension,
     metavar="auto|parameters|D",
     help="The d of the risk; a smaller one takes less. auto: the largest rank the target's Fisher can have.",
 )
-@click.option(
-    "--budget", type=int, help="Samples in an epoch: of the sources, for budget and uniform; in all, for recommended."
+@_options.count(
+    "--budget", None, "Samples in an epoch: of the sources, for budget and uniform; in all, for recommended."
 )
-@click.option("--device", default=TrainingOptions.device, show_default=True, help="For example cuda.")
-@click.option("--threads", type=int, help="CPU threads; if left out one for the embedded digits, else torch's choice.")
-@click.option("--quiet", is_flag=True, help="Print errors only.")
-@reports_errors
+@option(
+    "--budget-seconds",
+    group=_options.TRAINING,
+    type=float,
+    help="Seconds of an epoch instead, for budget and uniform: what a sample costs is measured.",
+)
+@_options.output(pictures="two pictures")
+@option(
+    "--checkpoint",
+    group=RESULTS,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Keep what is trained in this folder; the same command goes on from there, also after a kill.",
+)
+@option(
+    "--jsonl",
+    "log_path",
+    group=RESULTS,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Append each epoch as JSON.",
+)
+@option(
+    "--tensorboard",
+    group=RESULTS,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Each epoch for TensorBoard.",
+)
+@_options.machine()
 def command(
-    data: str | None,
-    target: str | None,
-    sources: list[str] | None,
+    domains: _options.Domains,
     shots: int,
     seeds: int,
     strategies: list[str],
-    json_path: Path | None,
-    output: Path | None,
+    epochs: int,
+    early_stopping: bool,
+    patience: int,
+    folds: int | None,
+    guard: bool,
+    lr: float,
+    batch_size: int,
+    dimension: Dimension,
+    budget: int | None,
+    budget_seconds: float | None,
+    output: _options.Output,
     checkpoint: Path | None,
     log_path: Path | None,
     tensorboard: Path | None,
-    image_size: int | None,
-    epochs: int,
-    patience: int,
-    early_stopping: bool,
-    lr: float,
-    batch_size: int,
-    dimension: Any,
-    budget: int | None,
-    device: str,
-    threads: int | None,
-    quiet: bool,
+    machine: _options.Machine,
 ) -> None:
     """How many samples of each source should I train with?
 
@@ -123,20 +151,7 @@ def command(
     the quantities of least predicted risk (OTQMS), decided anew before every epoch, and what is
     recommended, shares of the loss in the place of quantities and a finish on the target. Accuracy is
     measured on target samples that no strategy has seen. All shots are trained on and the last epoch
-    is kept; with early stopping, a validation part of the shots chooses it.
-
-    \b
-    Try it on embedded data, scikit-learn's digits in seven domains:
-      transferops otqms --output pictures
-
-    \b
-    On your own: an .npz file with arrays <domain>_x and <domain>_y for every
-    domain, or a folder domain/class/image:
-      transferops otqms --data digits.npz --target usps --json result.json
-
-    \b
-    With several processes, in which every batch is shared:
-      torchrun --nproc-per-node 4 -m transferops otqms --data digits.npz --target usps
+    is kept; with early stopping, a validation part of the shots chooses it, or cross-validation.
     """
     # Everything that can be wrong is looked at before anything is trained.
     check_strategies(strategies)
@@ -144,34 +159,35 @@ def command(
     options = TrainingOptions(
         epochs=epochs,
         patience=patience,
-        early_stopping=early_stopping,
+        early_stopping="folds" if early_stopping and folds is not None else early_stopping,
+        folds=TrainingOptions.folds if folds is None else folds,
+        guard=guard,
         lr=lr,
         batch_size=batch_size,
         dimension=dimension,
         budget=budget,
-        device=device,
+        budget_seconds=budget_seconds,
+        device=machine.device,
     )
-    set_threads(threads, data)
-    prepare_outputs(json_path, output)
-    bundle, target = read_domains(data, target, image_size)
-    target_domain, source_domains = bundle.choose(target, sources)
+    machine.set_threads(domains)
+    output.prepare()
+    bundle, target = domains.read()
+    target_domain, source_domains = bundle.choose(target, domains.sources)
     if few_shot_split(target_domain, shots).validation is None and early_stopping:
         fail("shots", "at least 2 with early stopping, one of them for validation", str(shots))
 
-    quiet = quiet or os.environ.get("RANK", "0") != "0"  # under torchrun the first process speaks
-    screen = console(quiet)
-    say = functools.partial(screen.print, soft_wrap=True)
     for domain, missing in bundle.missing_classes().items():
         classes = ", ".join(bundle.class_names[i] if bundle.class_names else str(i) for i in missing)
-        say(f"note: {domain} has no sample of class {classes}")
+        output.say(f"note: {domain} has no sample of class {classes}")
     counts = ", ".join(f"{domain.name} ({len(domain)})" for domain in source_domains)
-    say(f"target {target} ({len(target_domain)} samples, {shots} shots per class), sources {counts}")
-    with launched(torch.device(device)) as world:
+    output.say(f"target {target} ({len(target_domain)} samples, {shots} shots per class), sources {counts}")
+    with launched(torch.device(machine.device)) as world:
         log = EpochLog(log_path, tensorboard) if world.leads else EpochLog()
-        with _EpochProgress(strategies, seeds, epochs, quiet) as progress:
+        planned = {name: _planned_epochs(name, epochs) for name in strategies}
+        with output.progress(seeds * sum(planned.values())) as progress, _Trainings(progress, planned) as trainings:
 
             def on_epoch(strategy: str, seed: int, record: EpochRecord) -> None:
-                progress.on_epoch(strategy, seed, record)
+                trainings.on_epoch(strategy, seed, record)
                 log(strategy, seed, record)
 
             study = compare(
@@ -189,77 +205,51 @@ def command(
             return
 
     summaries = summarize(study)
-    screen.print(_strategies_table(summaries))
+    output.show(_strategies_table(summaries))
     deciding = [summary for summary in summaries if summary.predicts]
     if deciding:
-        screen.print(_sources_table(study, deciding))
+        output.show(_sources_table(study, deciding))
     for sentence in conclusions(study):
-        say(sentence)
-
-    origin = data or "embedded digits"
-    if json_path is not None:
-        write_json(to_json(study, data=origin, target=target, shots=shots, options=options.as_dict()), json_path)
-        say(f"wrote {json_path}")
-    if output is not None:
-        plot_accuracy(study, output / "accuracy.png")
-        say(f"wrote {output / 'accuracy.png'}")
-        if plot_quantities(study, output / "quantities.png"):
-            say(f"wrote {output / 'quantities.png'}")
+        output.say(sentence)
+    output.write(to_json(study, data=domains.origin, target=target, shots=shots, options=options.as_dict()))
+    output.draw("accuracy.png", functools.partial(plot_accuracy, study))
+    output.draw("quantities.png", functools.partial(plot_quantities, study))
 
 
-class _EpochProgress:
-    """A live bar on stderr where that is a terminal, a line per finished training where it is not."""
+class _Trainings:
+    """Progress of one training after the other. Early stopping and checkpoints make them shorter than planned."""
 
-    def __init__(self, strategies: list[str], seeds: int, epochs: int, quiet: bool) -> None:
-        self._console = console(quiet, stderr=True)
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:.0f} %"),
-            TimeElapsedColumn(),
-            TextColumn("left:"),
-            TimeRemainingColumn(),  # at most so long: early stopping and checkpoints shorten it
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._epochs = {name: _planned_epochs(name, epochs) for name in strategies}
-        self._task = self._bar.add_task("starting", total=seeds * sum(self._epochs.values()))
+    def __init__(self, progress: Progress, planned: dict[str, int]) -> None:
+        self._progress = progress
+        self._planned = planned
         self._training: tuple[str, int] | None = None
         self._before = 0  # epochs of the trainings before this one
         self._line = ""
 
-    def __enter__(self) -> _EpochProgress:
-        self._bar.start()
+    def __enter__(self) -> _Trainings:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._finish()
-        self._bar.stop()
 
     def on_epoch(self, strategy: str, seed: int, record: EpochRecord) -> None:
         """Show where the training is."""
         if self._training != (strategy, seed):
             self._finish()
             self._training = (strategy, seed)
-        planned = self._epochs[strategy]
-        self._line = f"seed {seed} {strategy}: epoch {record.epoch}/{planned}, {record.samples} samples"
+        self._line = f"seed {seed} {strategy}: epoch {record.epoch}/{self._planned[strategy]}, {record.samples} samples"
         if record.validation_accuracy is not None:
             self._line += f", validation {record.validation_accuracy:.0%}"
         most = sorted(record.quantities.items(), key=lambda entry: -entry[1])[:_SHOWN_SOURCES]
         taken = ", ".join(f"{source} {quantity}" for source, quantity in most if quantity)
-        self._bar.update(
-            self._task,
-            description=f"{self._line} ({taken})" if taken else self._line,
-            completed=self._before + record.epoch,
-        )
+        self._progress.show(f"{self._line} ({taken})" if taken else self._line)
+        self._progress.reach(self._before + record.epoch)
 
     def _finish(self) -> None:
         if self._training is not None:
-            self._before += self._epochs[self._training[0]]
-            self._bar.update(self._task, completed=self._before)
-            if not self._console.is_terminal:
-                self._console.print(self._line)
+            self._before += self._planned[self._training[0]]
+            self._progress.reach(self._before)
+            self._progress.finished(self._line)
 
 
 def _planned_epochs(strategy: str, epochs: int) -> int:

@@ -11,17 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from commands import run
 
-pytest.importorskip("rich")
-pytest.importorskip("packaging")
-testing = pytest.importorskip("click.testing")
-
-from transferops import cli, ops, show_config  # noqa: E402
-from transferops.cli import doctor  # noqa: E402
-
-
-def run(*arguments: str) -> Any:
-    return testing.CliRunner().invoke(cli.cli, ["doctor", *arguments])
+from transferops import ops, show_config
+from transferops.cli import doctor
 
 
 class Installed:
@@ -55,11 +48,12 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without a GPU, or a build for it, and no extras."""
     pretend(monkeypatch)
     monkeypatch.setattr(doctor, "show_config", lambda: {**show_config(), "gpu": None})
+    monkeypatch.setattr(doctor, "nvcc_release", lambda: None)
 
 
 @pytest.mark.usefixtures("whole")
 def test_a_build_that_works() -> None:
-    result = run()
+    result = run("doctor")
     assert result.exit_code == 0, result.output
     lines = dict(line.split(maxsplit=1) for line in result.output.splitlines())
     assert lines["torch"].startswith(f"{torch.__version__}; built against")
@@ -71,17 +65,17 @@ def test_a_build_that_works() -> None:
 
 
 def test_json_is_printed_or_written(whole: None, tmp_path: Path) -> None:
-    printed = run("--json")
+    printed = run("doctor", "--json", "-")
     assert printed.exit_code == 0, printed.output
-    facts = json.loads(printed.output)
+    facts = json.loads(printed.stdout)
     assert facts["torch_running"] == torch.__version__
     assert facts["kernels"] == {"cpu": "right"}
     assert facts["extras"] == {"one": {"missing": [], "fix": ""}, "two": {"missing": [], "fix": ""}}
     assert facts["problems"] == []
     path = tmp_path / "facts.json"
-    assert "no problem found" in run("--json", str(path)).output
+    assert "no problem found" in run("doctor", "--json", str(path)).output
     assert json.loads(path.read_text()) == facts
-    assert run("--json", str(tmp_path / "none" / "facts.json")).exit_code == 2
+    assert run("doctor", "--json", str(tmp_path / "none" / "facts.json")).exit_code == 2
 
 
 @pytest.mark.usefixtures("installed")
@@ -97,7 +91,7 @@ def test_missing_packages_come_with_the_command() -> None:
 
 def test_a_package_that_is_needed_is_a_problem(whole: None, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "surely-absent>=1.5")
-    result = run()
+    result = run("doctor")
     assert result.exit_code == 1
     assert "problem: installed versions do not meet surely-absent>=1.5" in result.output
 
@@ -113,7 +107,7 @@ def test_kernels_that_do_not_work_are_found(fault: str, monkeypatch: pytest.Monk
         return right(*arguments)._replace(gram=torch.zeros(3, 3, dtype=torch.float64))
 
     monkeypatch.setattr(ops, "class_moments", broken)
-    result = run()
+    result = run("doctor")
     assert result.exit_code == 1
     what = "no kernel image is available\n" if fault == "raises" else "a result that is wrong by"
     assert f"problem: the cpu kernels do not work: {what}" in result.output
@@ -121,12 +115,35 @@ def test_kernels_that_do_not_work_are_found(fault: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("whole")
-def test_a_gpu_that_the_build_does_not_serve_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = {**show_config(), "gpu": "NVIDIA H200", "cuda_built": None}
+@pytest.mark.parametrize(
+    ("nvcc", "first"),
+    [
+        (None, "install the CUDA 13 toolkit, with its nvcc on PATH; then in the source tree: "),
+        ("12.4", "nvcc is of CUDA 12.4, torch of 13.0: put one of CUDA 13 on PATH; then in the source tree: "),
+        ("13.2", "in the source tree: "),
+    ],
+)
+def test_a_gpu_that_the_build_does_not_serve(monkeypatch: pytest.MonkeyPatch, nvcc: str | None, first: str) -> None:
+    facts = {**show_config(), "gpu": "NVIDIA A100", "cuda_built": None}
     monkeypatch.setattr(doctor, "show_config", lambda: facts)
-    result = run()
+    monkeypatch.setattr(doctor, "nvcc_release", lambda: nvcc)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    result = run("doctor")
     assert result.exit_code == 1
-    assert "problem: torch sees NVIDIA H200, but this build has CPU kernels only" in result.output
+    assert "problem: torch sees NVIDIA A100, but this build has CPU kernels only" in result.output
+    assert f"  fix: {first}TRANSFEROPS_CUDA_ARCHITECTURES=80 {shlex.quote(sys.executable)} -m pip" in result.output
+
+
+def test_nvcc_is_asked_for_its_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.1, V13.1.9'\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert doctor.nvcc_release() == "13.1"
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    assert doctor.nvcc_release() is None
 
 
 def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
