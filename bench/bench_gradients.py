@@ -16,7 +16,7 @@ from harness import compare, interleaved_minimum
 from torch import Tensor, nn
 
 from transferops import ops
-from transferops.otqms.networks import ConvNet
+from transferops.otqms.networks import network_for
 from transferops.scores import PrincipalGradientExpectation
 
 SHAPES = [(396, 396)] * 159 + [(66456,)]  # 25 M weights in 160 tensors
@@ -92,32 +92,39 @@ def test_gradient_gram(benchmark: object, count: int) -> None:
     )
 
 
-def test_gradient_expectation_and_gram(benchmark: object) -> None:
-    """What a new gradient costs an expectation that is compared with one other; the floor is that of the mean alone."""
-    gradients, means, squares, other = lists(4)
-    count = 3
+@pytest.mark.parametrize("updated", [2, 1], ids=["both updated", "one updated"])
+def test_gradient_expectation_gram(benchmark: object, updated: int) -> None:
+    """Two expectations and their inner products, as two tasks take their next gradients, or one beside a finished one.
 
-    def ours() -> None:
-        ops.gradient_expectation_(means, squares, gradients, count)
-        ops.gradient_gram([means, other])
+    The floor counts the gradients and the means that change, not the reading of a mean that does not.
+    """
+    means, gradients = lists(2), lists(updated)
+    counts = [3] * updated
 
-    def composed() -> None:
-        foreach_moments(means, squares, gradients, count)
-        foreach_gram([means, other])
+    def composed() -> Tensor:
+        for mean, gradient in zip(means, gradients):
+            torch._foreach_lerp_(mean, gradient, 1 / (counts[0] + 1))
+        return foreach_gram(means)
 
-    def ours_mean() -> None:
-        ops.gradient_expectation_(means, None, gradients, count)
-        ops.gradient_gram([means, other])
+    def composed_with_dot() -> Tensor:
+        for mean, gradient in zip(means, gradients):
+            torch._foreach_lerp_(mean, gradient, 1 / (counts[0] + 1))
+        return dot_gram(means)
 
-    floor = 3 * 4 * WEIGHTS / copy_rate()
-    mean_alone = interleaved_minimum({"ours": ours_mean})["ours"]
+    def in_two_steps() -> Tensor:
+        for mean, gradient in zip(means, gradients):
+            ops.gradient_expectation_(mean, None, gradient, counts[0])
+        return ops.gradient_gram(means)
+
+    gram = ops.gradient_expectation_gram_(means, None, gradients, counts)
+    want = foreach_gram([[x.double() for x in mean] for mean in means])
     compare(
         benchmark,
-        ours,
-        {"_foreach": composed},
-        floor=floor,
+        lambda: ops.gradient_expectation_gram_(means, None, gradients, counts),
+        {"_foreach": composed, "_foreach and dot": composed_with_dot, "the two ops": in_two_steps},
+        floor=updated * 3 * 4 * WEIGHTS / copy_rate(),
         sizes=SIZES,
-        values={"times floor without the variance": mean_alone / floor},
+        values={"relative error to float64": float((gram - want).abs().max() / want.abs().max())},
     )
 
 
@@ -169,17 +176,28 @@ def test_gradient_fisher_gram(benchmark: object) -> None:
     )
 
 
-@pytest.mark.parametrize("network", ["perceptron", "convolutions"])
-def test_restarts(benchmark: object, network: str) -> None:
-    """Floor: the time of the batched restarts themselves, so that the ratio to it says nothing here."""
+# Restarts, the shape of a sample, samples of a batch. The built-in networks; the shared digits are 16 x 16.
+RESTARTS = {
+    "perceptron": (16, (64,), 64),
+    "perceptron, more restarts": (64, (64,), 64),
+    "convolutions, few samples": (16, (1, 16, 16), 16),
+    "convolutions": (16, (1, 16, 16), 64),
+}
+
+
+@pytest.mark.parametrize("case", RESTARTS)
+def test_restarts(benchmark: object, case: str) -> None:
+    """Peers: this library restart by restart, which draws each initialisation anew, and a plain loop of
+    ``autograd.grad`` over networks that are there already. Floor: the time of the batched restarts themselves, so that
+    the ratio to it says nothing here.
+    """
+    restarts, shape, samples = RESTARTS[case]
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(10, (64,), generator=generator)
-    model: nn.Module
-    if network == "perceptron":
-        model, inputs = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 10)), torch.randn(64, 32)
-    else:
-        model, inputs = ConvNet(1, 10), torch.randn(64, 1, 16, 16)
-    batched, single = (PrincipalGradientExpectation(model, restarts=16, restart_batch=size) for size in (None, 1))
+    inputs = torch.randn(samples, *shape, generator=generator)
+    labels = torch.randint(10, (samples,), generator=generator)
+    model = network_for(shape, 10)
+    networks = [network_for(shape, 10) for _ in range(restarts)]
+    batched, single = (PrincipalGradientExpectation(model, restarts=restarts, restart_batch=n) for n in (None, 1))
     difference = []
     for one, other in zip(*(pge.update("task", inputs, labels).expectation("task") for pge in (batched, single))):
         difference.append(float((one - other).norm() / other.norm()))
@@ -187,11 +205,19 @@ def test_restarts(benchmark: object, network: str) -> None:
     def ours() -> object:
         return batched.update("task", inputs, labels)
 
+    def plain() -> object:
+        total: list[Tensor] = []
+        for network in networks:
+            loss = nn.functional.cross_entropy(network(inputs), labels)
+            found = torch.autograd.grad(loss, list(network.parameters()))
+            total = [a + b for a, b in zip(total, found)] if total else list(found)
+        return [x / restarts for x in total]
+
     compare(
         benchmark,
         ours,
-        {"one by one": lambda: single.update("task", inputs, labels)},
-        floor=interleaved_minimum({"ours": ours})["ours"],
-        sizes={"restarts": 16, "N": 64},
+        {"one by one": lambda: single.update("task", inputs, labels), "plain loop": plain},
+        floor=interleaved_minimum({"ours": ours}, seconds=1)["ours"],
+        sizes={"restarts": restarts, "N": samples},
         values={"relative difference": max(difference)},
     )

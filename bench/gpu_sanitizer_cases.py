@@ -32,6 +32,10 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         means = [torch.zeros(len(x), device="cuda") for x in gradients[0]]
         for count, sample in enumerate(gradients[:3]):
             ops.gradient_expectation_(means, squares, sample, count)
+        for lists in (2, 7, 10):
+            others = [[torch.zeros_like(x) for x in means] for _ in range(lists - 1)]
+            changed = None if squares is None else [squares]
+            ops.gradient_expectation_gram_([means, *others], changed, gradients[:1], [3])
     for lists in (1, 3, 7, 11):
         ops.gradient_gram(gradients[:lists])
     rows = torch.randn(19, 5003, device="cuda").to(dtype)

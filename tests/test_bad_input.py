@@ -237,6 +237,108 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "other: expected norm moments in both or in neither, got them in one only",
     ),
+    # empirical_prediction
+    "probabilities integer": (
+        lambda: ops.empirical_prediction(X.int(), Y),
+        TypeError,
+        f"probabilities: {FLOATING}, got a int32 tensor of shape [4, 3] on cpu",
+    ),
+    "probabilities 1-d": (
+        lambda: ops.empirical_prediction(X[0], Y),
+        ValueError,
+        "probabilities: expected shape [N, C_s], got a float32 tensor of shape [3] on cpu",
+    ),
+    "probabilities on another device": (
+        lambda: ops.empirical_prediction(META, Y),
+        ValueError,
+        "labels: expected the device of probabilities, meta, got cpu",
+    ),
+    "labels too few for probabilities": (
+        lambda: ops.empirical_prediction(X, Y[:3]),
+        ValueError,
+        "labels: expected one label for each of the 4 rows of probabilities, got 3",
+    ),
+    "labels too large for probabilities": (
+        lambda: ops.empirical_prediction(X, Y + 3, 4),
+        ValueError,
+        "labels: expected 4 classes 0..3, got 4 at position 1",
+    ),
+    "num_classes of probabilities negative": (
+        lambda: ops.empirical_prediction(X, Y, -1),
+        ValueError,
+        "num_classes: expected an integer of at least 0, got -1",
+    ),
+    "op: label of a probability out of range": (
+        lambda: torch.ops.transferops.empirical_prediction(X, Y - 1, 2),
+        RuntimeError,
+        "labels: expected 2 classes 0..1, got -1 at position 0",
+    ),
+    "op: probabilities 1-d": (
+        lambda: torch.ops.transferops.empirical_prediction(X[0], Y, 2),
+        RuntimeError,
+        "probabilities: expected shape [N, C_s], got [3]",
+    ),
+    # gradient_expectation_gram_
+    "expectations not lists": (
+        lambda: ops.gradient_expectation_gram_([X], None, [[X]], [0]),  # type: ignore[list-item]
+        TypeError,
+        "means[0]: expected a list of tensors, got a float32 tensor of shape [4, 3] on cpu",
+    ),
+    "expectations of two dtypes": (
+        lambda: ops.gradient_expectation_gram_([[X], [X.double()]], None, [[X]], [0]),
+        TypeError,
+        "means[1][0]: expected the dtype of means[0][0], float32, got a float64 tensor of shape [4, 3] on cpu",
+    ),
+    "expectations of other lengths": (
+        lambda: ops.gradient_expectation_gram_([[X], [X, X]], None, [[X]], [0]),
+        ValueError,
+        "means[1]: expected 1 tensors, as means[0], got 2",
+    ),
+    "expectations of other shapes": (
+        lambda: ops.gradient_expectation_gram_([[X], [X[:2]]], None, [[X]], [0]),
+        ValueError,
+        "means[1][0]: expected shape [4, 3] on cpu, got a float32 tensor of shape [2, 3] on cpu",
+    ),
+    "gradients of more lists than expectations": (
+        lambda: ops.gradient_expectation_gram_([[X]], None, [[X], [X]], [0, 0]),
+        ValueError,
+        "gradients: expected 1 to 1 lists, as means, got 2",
+    ),
+    "gradients of another length than expectations": (
+        lambda: ops.gradient_expectation_gram_([[X]], None, [[X, X]], [0]),
+        ValueError,
+        "gradients[0]: expected 1 tensors, as means[0], got 2",
+    ),
+    "counts too few": (
+        lambda: ops.gradient_expectation_gram_([[X]], None, [[X]], []),
+        ValueError,
+        "counts: expected 1 numbers, one for each list of gradients, got list",
+    ),
+    "counts negative": (
+        lambda: ops.gradient_expectation_gram_([[X]], None, [[X]], [-1]),
+        ValueError,
+        "counts[0]: expected an integer of at least 0, got -1",
+    ),
+    "squares of fewer lists": (
+        lambda: ops.gradient_expectation_gram_([[X], [X]], [[X]], [[X], [X]], [0, 0]),
+        ValueError,
+        "squares: expected 2 lists, as gradients, got 1",
+    ),
+    "squares of another shape than expectations": (
+        lambda: ops.gradient_expectation_gram_([[X]], [[X[:2]]], [[X]], [0]),
+        ValueError,
+        "squares[0][0]: expected shape [4, 3] on cpu, got a float32 tensor of shape [2, 3] on cpu",
+    ),
+    "op: counts too many": (
+        lambda: torch.ops.transferops.gradient_expectation_gram_([X], [], [X], False, [0, 0], 1),
+        RuntimeError,
+        "counts: expected 1 to 1 of them, got 2",
+    ),
+    "op: gradients too few for the counts": (
+        lambda: torch.ops.transferops.gradient_expectation_gram_([X, X], [], [X], False, [0, 0], 2),
+        RuntimeError,
+        "gradients: expected 2 tensors, 1 for each of the counts, got 1",
+    ),
     # gradients
     "means no list": (
         lambda: ops.gradient_expectation_(X, None, [X], 0),  # type: ignore[arg-type]

@@ -111,6 +111,62 @@ def test_empty_lists_and_gradients_that_ask_for_gradients() -> None:
     assert torch.equal(means[0], torch.ones(3))
 
 
+# ---- gradient_expectation_gram_ ----
+
+
+@pytest.mark.parametrize("squares", [True, False])
+@pytest.mark.parametrize(("count", "updated"), [(1, 1), (2, 1), (3, 3), (9, 8)])
+@pytest.mark.parametrize("state", STATES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_expectation_and_gram_are_the_two_ops_one_after_the_other(
+    dtype: torch.dtype, state: torch.dtype, count: int, updated: int, squares: bool
+) -> None:
+    """To the last bit; a list without gradients is read and not changed."""
+    samples = [lists(count, dtype, offset) for offset in (0.0, 1.0)]
+    want, got = ([moments_like(x, state, squares) for x in samples[0]] for _ in range(2))
+    for k in range(updated, count):
+        for moments in (want, got):
+            moments[k][0][:] = [x.to(state) for x in samples[0][k]]
+    for step, sample in enumerate(samples):
+        for k in range(updated):
+            ops.gradient_expectation_(want[k][0], want[k][1] or None, sample[k], step)
+        gram = ops.gradient_expectation_gram_(
+            [means for means, _ in got],
+            [deviations for _, deviations in got[:updated]] if squares else None,
+            sample[:updated],
+            [step] * updated,
+        )
+        assert torch.equal(gram, ops.gradient_gram([means for means, _ in want]))
+        for k, (one, other) in enumerate(zip(want, got)):
+            assert all(torch.equal(a, b) for a, b in zip(one[0], other[0]))
+            if k < updated:
+                assert all(torch.equal(a, b) for a, b in zip(one[1], other[1]))
+
+
+def test_expectation_and_gram_of_stacked_gradients_and_counts() -> None:
+    """Each list has its own count; tensors of any layout are written back in place."""
+    shape = (4, 6, 5, 3)
+    stacks = [torch.stack([random(shape, 10 * k + n) for n in range(3)]) for k in range(2)]
+    started = [random(shape, 7), random(shape, 8)]
+    want = [x.clone() for x in started]
+    for k, (mean, stack) in enumerate(zip(want, stacks)):
+        ops.gradient_expectation_([mean], None, [stack], k, stacked=True)
+    gram = ops.gradient_gram([[mean] for mean in want])
+    layouts = (
+        lambda x: x.clone(),
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: torch.zeros(*x.shape[:-1], 2 * x.shape[-1])[..., ::2].copy_(x),
+    )
+    for of_first in layouts:
+        for of_second in layouts:
+            means = [of_first(started[0]), of_second(started[1])]
+            found = ops.gradient_expectation_gram_(
+                [[x] for x in means], None, [[x] for x in stacks], (0, 1), stacked=True
+            )
+            assert all(torch.equal(a, b) for a, b in zip(means, want))
+            assert (found - gram).abs().max() <= 2 * means[0].numel() * EPS * gram.diagonal().max()
+
+
 # ---- gradient_gram ----
 
 
@@ -230,7 +286,18 @@ def call_all(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     ops.gradient_expectation_(means, squares, [torch.stack([x, x + 1]) for x in gradients[0]], 0, stacked=True)
     rows = torch.stack([flat(sample) for sample in gradients]).to(dtype)
     fisher = ops.gradient_fisher_gram(rows, rows[:2])
-    return [*means, *squares, ops.gradient_gram(gradients), ops.weighted_gram(rows, rows[0], rows[1]), *fisher]
+    both = [[x.clone() for x in means], [x + 1 for x in means]]
+    fused = ops.gradient_expectation_gram_(both, None, gradients[:2], (2, 3))
+    return [
+        *means,
+        *squares,
+        *both[0],
+        *both[1],
+        fused,
+        ops.gradient_gram(gradients),
+        ops.weighted_gram(rows, rows[0], rows[1]),
+        *fisher,
+    ]
 
 
 def test_results_do_not_depend_on_threads() -> None:
@@ -262,6 +329,8 @@ def test_opcheck(dtype: torch.dtype) -> None:
     for squares in ([], [torch.zeros(3, 2), torch.zeros(5)]):
         means = [torch.zeros(3, 2), torch.zeros(5)]
         torch.library.opcheck(namespace.gradient_expectation_, (means, squares, plain, False, 0))
+        pair = [torch.ones(3, 2), torch.ones(5), torch.zeros(3, 2), torch.zeros(5)]
+        torch.library.opcheck(namespace.gradient_expectation_gram_, (pair, squares, plain, False, [1], 2))
     stacked = [x.expand(3, *x.shape) for x in plain]
     torch.library.opcheck(namespace.gradient_expectation_, ([torch.zeros(3, 2), torch.zeros(5)], [], stacked, True, 2))
 
@@ -293,9 +362,13 @@ def test_compiles_without_graph_break() -> None:
         squares = [torch.zeros_like(x) for x in one]
         ops.gradient_expectation_(means, squares, one, 0)
         ops.gradient_expectation_(means, squares, other, 1)
+        both = [[x.clone() for x in means], [x.clone() for x in squares]]
+        fused = ops.gradient_expectation_gram_(both, None, [one], [2])
         fisher = ops.gradient_fisher_gram(one[0], other[0])
         return (
             ops.gradient_gram([means, other]),
+            fused,
+            both[0][0],
             squares[0],
             ops.weighted_gram(one[0], other[0][0], one[0][0]),
             fisher.gram,
@@ -322,6 +395,12 @@ def test_numpy_face() -> None:
         assert np.array_equal(means[place], want[i].numpy())
         assert np.array_equal(squares[place], deviations[i].numpy())
     gram = np.empty((2, 2))
+    pair = [[x.numpy().copy() for x in (want[i] for i in kept)], [x.copy() for x in arrays[1]]]
+    _C.gradient_expectation_gram([*pair[0], *pair[1]], [], arrays[0], 1, [2], 2, gram)
+    moved = [[want[i].clone() for i in kept], [gradients[1][i] for i in kept]]
+    fused = ops.gradient_expectation_gram_(moved, None, [[gradients[0][i] for i in kept]], [2])
+    assert np.array_equal(gram, fused.numpy())
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(pair[0], moved[0]))
     _C.gradient_gram([*arrays[0], *arrays[1]], 2, gram)
     assert np.array_equal(gram, ops.gradient_gram([[sample[i] for i in kept] for sample in gradients]).numpy())
 
@@ -359,6 +438,12 @@ def test_gpu_agrees_with_cpu(dtype: torch.dtype) -> None:
                 assert all(
                     torch.allclose(a, b.cpu(), rtol=0, atol=200 * torch.finfo(state).eps) for a, b in zip(want, got)
                 )
+    for count in (2, 9):
+        cpu_lists, gpu_lists = ([moments_like(x, torch.float32)[0] for x in gradients[:count]] for _ in range(2))
+        gpu_lists = [[x.cuda() for x in tensors] for tensors in gpu_lists]
+        want = ops.gradient_expectation_gram_(cpu_lists, None, gradients[:count], [0] * count)
+        got = ops.gradient_expectation_gram_(gpu_lists, None, on_gpu[:count], [0] * count).cpu()
+        assert (want - got).abs().max() <= 1e-12 * want.diagonal().max()
     for count in (1, 2, 4, 5, 8, 9, 19):
         want, got = ops.gradient_gram(gradients[:count]), ops.gradient_gram(on_gpu[:count]).cpu()
         assert (want - got).abs().max() <= 1e-12 * want.diagonal().max()

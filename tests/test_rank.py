@@ -13,16 +13,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from transferops.otqms import TrainingOptions
 from transferops.rank import (
     HEAD_INPUT,
+    Candidate,
     Extraction,
+    embedding_relations,
     extract,
     extract_cached,
     gradient_relations,
     load_candidate,
     rank_candidates,
+    source_candidates,
+    source_relations,
+    transport_relations,
 )
-from transferops.scores import h_score, knn, leep
+from transferops.scores import RELATIONS, h_score, knn, leep
 
 
 class Network(nn.Module):
@@ -238,6 +244,51 @@ class TestCandidates:
         with pytest.raises(ImportError, match=rf'pip install "transferops\[{package}\]"'):
             load_candidate(name)
 
+    def test_function_of_a_file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In the current folder, which is how a user names a model of their own."""
+        (tmp_path / "a_file_of_models.py").write_text(
+            "from torch import nn\n"
+            "def small():\n    return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))\n"
+        )
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+        candidate = load_candidate("a_file_of_models:small")
+        assert candidate.parameters == 26
+        found = extract(candidate.model, [(torch.randn(5, 3), torch.arange(5) % 2)])
+        assert (found.features[HEAD_INPUT].shape, found.outputs.shape) == ((5, 4), (5, 2))
+
+    def test_timm(self) -> None:
+        pytest.importorskip("timm")
+        candidate = load_candidate("timm:resnet10t", pretrained=False)
+        found = extract(candidate.model, [(torch.randn(2, 3, 64, 64), torch.arange(2))])
+        assert (found.features[HEAD_INPUT].shape, found.outputs.shape) == ((2, 512), (2, 1000))
+        with pytest.raises(ValueError, match=r"^model: expected a model that timm knows"):
+            load_candidate("timm:no_such_model", pretrained=False)
+
+    def test_transformers(self, tmp_path: Path) -> None:
+        """A name is a folder too, so nothing is fetched; without its weights it is drawn at random."""
+        transformers = pytest.importorskip("transformers")
+        config = transformers.ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=8,
+            patch_size=4,
+            num_labels=5,
+        )
+        torch.manual_seed(0)
+        saved = transformers.ViTForImageClassification(config)
+        saved.save_pretrained(tmp_path)
+        images, labels = torch.randn(3, 3, 8, 8), torch.arange(3)
+        candidate = load_candidate(f"hf:{tmp_path}")
+        found = extract(candidate.model, [(images, labels)])
+        assert found.features[HEAD_INPUT].shape == (3, 16)
+        assert torch.allclose(found.outputs, saved.eval()(images).logits, atol=1e-6)
+        untrained = load_candidate(f"hf:{tmp_path}", pretrained=False)
+        assert untrained.parameters == candidate.parameters
+        assert not torch.equal(extract(untrained.model, [(images, labels)]).outputs, found.outputs)
+
 
 def make(separation: float, seed: int = 0) -> Extraction:
     generator = torch.Generator().manual_seed(seed)
@@ -297,25 +348,76 @@ class TestRanking:
             rank_candidates({"a": make(1), "b": other})
 
 
+def related_task(shift: int, count: int, seed: int = 0) -> Any:
+    """Three classes at corners of a cube; a shift permutes the labels."""
+    labels = torch.arange(count) % 3
+    noise = torch.randn(count, 8, generator=torch.Generator().manual_seed(seed))
+    return SimpleNamespace(inputs=2 * torch.eye(3, 8)[(labels + shift) % 3] + noise, labels=labels)
+
+
+def related_network() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
 class TestRelations:
     def test_the_same_task_is_the_nearest(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-
-        def task(shift: int, count: int) -> Any:
-            labels = torch.arange(count) % 3
-            inputs = 2 * torch.eye(3, 8)[(labels + shift) % 3] + torch.randn(count, 8, generator=generator)
-            return SimpleNamespace(inputs=inputs, labels=labels)
-
-        def make_network() -> nn.Module:
-            return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-
-        target = task(0, 60)
-        found = gradient_relations(make_network, target, {"other": task(1, 90), "same": task(0, 300)}, restarts=4)
+        target = related_task(0, 60)
+        sources = {"other": related_task(1, 90, 1), "same": related_task(0, 300, 2)}
+        found = gradient_relations(related_network, target, sources, restarts=4)
         assert set(found) == {"pge", "pge_cosine"}
         for values in found.values():
             assert values["same"] > values["other"]
-        itself = gradient_relations(make_network, target, {"itself": target}, restarts=2)
+        itself = gradient_relations(related_network, target, {"itself": target}, restarts=2)
         assert itself["pge"]["itself"] == pytest.approx(0, abs=1e-5)
         assert itself["pge_cosine"]["itself"] == pytest.approx(1)
         with pytest.raises(ValueError, match=r"^sources: expected at least one source, got none$"):
-            gradient_relations(make_network, target, {})
+            gradient_relations(related_network, target, {})
+
+    def test_inputs_that_lie_alike_have_near_embeddings(self) -> None:
+        """The Fisher information sees inputs and predictions, not labels."""
+        target = related_task(0, 60)
+        far = SimpleNamespace(inputs=related_task(0, 90, 1).inputs.flip(1), labels=target.labels.repeat(2)[:90])
+        sources = {"far": far, "near": related_task(0, 300, 2), "itself": target}
+        options = TrainingOptions(source_steps=30)
+        found = embedding_relations(related_network, target, sources, options=options, samples=60)["task2vec"]
+        assert found["itself"] == pytest.approx(0, abs=1e-12)
+        assert 0 > found["near"] > found["far"] >= -1
+        with pytest.raises(ValueError, match=r"^sources: expected at least one source, got none$"):
+            embedding_relations(related_network, target, {})
+
+    def test_all_of_them_by_name(self) -> None:
+        pytest.importorskip("ot")
+        target = related_task(0, 60)
+        sources = {
+            "noise": SimpleNamespace(
+                inputs=related_task(0, 90, 1).inputs,
+                labels=torch.randint(3, (90,), generator=torch.Generator().manual_seed(0)),
+            ),
+            "same": related_task(0, 150, 2),
+        }
+        options = TrainingOptions(source_steps=30)
+        candidates = source_candidates(related_network, target, sources, options=options)
+        found = source_relations(RELATIONS, related_network, target, sources, candidates, options=options)
+        assert list(found) == list(RELATIONS)
+        assert all(list(values) == ["noise", "same"] for values in found.values())
+        assert found["otce"]["same"] > found["otce"]["noise"]
+        assert found["otce"]["same"] <= 0
+        twice = {name: Candidate(name, _Scaled(candidate.model, 100.0)) for name, candidate in candidates.items()}
+        scaled = transport_relations(twice, target, sources)["otce"]
+        assert scaled == pytest.approx(found["otce"], rel=1e-4)
+        with pytest.raises(ValueError, match=r"^names: expected names among pge, .*, got 'h_score'$"):
+            source_relations(["h_score"], related_network, target, sources, candidates)
+        with pytest.raises(ValueError, match=r"^sources: expected at least one source, got none$"):
+            transport_relations({}, target, {})
+
+
+class _Scaled(nn.Module):
+    """A network with its features, and nothing else, on another scale."""
+
+    def __init__(self, model: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.body, self.head, self.scale = model[:-1], model[-1], scale  # type: ignore[index]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.scale * self.body(inputs))
+        return logits

@@ -212,6 +212,22 @@ def test_leep_equals_its_definition(width: int, dtype: torch.dtype) -> None:
     assert leep(theta, labels) == pytest.approx(leep_by_definition(theta.double(), labels), rel=error)
 
 
+def test_leep_of_batches_of_different_dtypes() -> None:
+    """Rows of bfloat16 sum to 1 within bfloat16, also beside rows of float32."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(40, 300, generator=generator).softmax(1)
+    labels = torch.randint(3, (40,), generator=generator)
+    narrow = wide[:20].bfloat16()
+    assert (narrow.float().sum(1) - 1).abs().max() > 3e-4
+    score = Leep().update(narrow, labels[:20]).update(wide[20:], labels[20:])
+    both = torch.cat([narrow.double(), wide[20:].double()])
+    joint = torch.stack([both[labels == c].sum(0) for c in range(3)])
+    want = float(((joint / joint.sum(0))[labels] * both).sum(1).log().mean())
+    assert score.compute() == pytest.approx(want, rel=1e-12)
+    with pytest.raises(ValueError, match=r"^source_probabilities: expected rows that sum to 1, got a sum of"):
+        leep(narrow.float(), labels[:20])
+
+
 def test_leep_source_class_without_mass() -> None:
     theta = torch.cat([probabilities(20, 4), torch.zeros(20, 2, dtype=torch.float64)], 1)
     labels = torch.arange(20) % 3

@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "n_leep too few": (
         lambda: n_leep(X, Y),
         ValueError,
-        "features: expected at least 10 samples, one per component of the mixture, got 4",
+        "features: expected at least 10 samples for a mixture of 10 components, got 4",
     ),
     "energy integers": (
         lambda: energy(X.int()),

@@ -20,12 +20,30 @@ def norm_moments(
     cubic: NDArray[np.float64],
     quartic: NDArray[np.float64],
 ) -> None: ...
+def empirical_prediction(
+    probabilities: NDArray[Any],
+    labels: NDArray[np.int64],
+    classes: int,
+    prediction: NDArray[np.float64],
+    mass: NDArray[np.float64],
+    totals: NDArray[np.float64],
+    lowest: NDArray[np.float64],
+) -> None: ...
 def gradient_expectation(
     means: list[NDArray[Any]],
     squares: list[NDArray[Any]],
     gradients: list[NDArray[Any]],
     samples: int,
     count: int,
+) -> None: ...
+def gradient_expectation_gram(
+    means: list[NDArray[Any]],
+    squares: list[NDArray[Any]],
+    gradients: list[NDArray[Any]],
+    samples: int,
+    counts: list[int],
+    lists: int,
+    gram: NDArray[np.float64],
 ) -> None: ...
 def gradient_gram(gradients: list[NDArray[Any]], lists: int, gram: NDArray[np.float64]) -> None: ...
 def weighted_gram(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from transferops._atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,3 +29,9 @@ def plain_axes(axes: Axes) -> Axes:
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     return axes
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a picture, whole or not at all, in the format that the name ends in; png if it ends in none."""
+    with replacing(path) as file:
+        figure.savefig(file, dpi=DPI, format=Path(path).suffix[1:] or "png")

@@ -30,7 +30,7 @@ def describe(value: Any) -> str:
 
 
 def as_tensor(argument: str, value: Any) -> torch.Tensor:
-    """Return ``value`` as a tensor: tensors as they are, NumPy and other DLPack arrays uncopied if possible."""
+    """Return ``value`` as a tensor: tensors as they are, NumPy, DLPack and CUDA arrays uncopied if possible."""
     if isinstance(value, torch.Tensor):
         return value
     try:
@@ -40,7 +40,9 @@ def as_tensor(argument: str, value: Any) -> torch.Tensor:
             return torch.from_numpy(value if plain else value.copy())
         if hasattr(value, "__dlpack__"):
             return torch.utils.dlpack.from_dlpack(value)
-    except (TypeError, RuntimeError, BufferError) as error:
+        if hasattr(value, "__cuda_array_interface__"):
+            return torch.as_tensor(value, device="cuda")
+    except (TypeError, RuntimeError, BufferError, AssertionError) as error:  # the last: a torch without CUDA
         fail(argument, "a torch.Tensor, NumPy array or DLPack array", f"{describe(value)} ({error})", TypeError)
     return fail(argument, "a torch.Tensor, NumPy array or DLPack array", describe(value), TypeError)
 

@@ -17,6 +17,7 @@
 #include "../kernels/cpu/gradients.h"
 #include "../kernels/cpu/isa.h"
 #include "../kernels/cpu/moments.h"
+#include "../kernels/cpu/prediction.h"
 
 namespace py = pybind11;
 
@@ -75,14 +76,18 @@ void with_matrix(const py::array& features, const Body& body) {
     });
 }
 
+void require_labels(const Counts& labels, py::ssize_t rows, const char* name, std::int64_t classes) {
+    require(labels.ndim() == 1 && labels.size() == rows, std::string("labels: expected one label per row of ") + name);
+    for (py::ssize_t n = 0; n < rows; ++n)
+        require(labels.data()[n] >= 0 && labels.data()[n] < classes,
+                "labels: expected values in 0.." + std::to_string(classes - 1));
+}
+
 void class_moments(const py::array& features, const Counts& labels, Counts& counts, Output& sums, Output& gram,
                    Output& shift) {
     with_matrix(features, [&](const auto& x) {
         const std::int64_t classes = counts.size();
-        require(labels.ndim() == 1 && labels.size() == x.rows, "labels: expected one label per row of features");
-        for (std::int64_t n = 0; n < x.rows; ++n)
-            require(labels.data()[n] >= 0 && labels.data()[n] < classes,
-                    "labels: expected values in 0.." + std::to_string(classes - 1));
+        require_labels(labels, x.rows, "features", classes);
         double* sum = writable(sums, classes * x.columns, "sums");
         double* product = writable(gram, x.columns * x.columns, "gram");
         double* mean = writable(shift, x.columns, "shift");
@@ -108,6 +113,21 @@ void norm_moments(const py::array& features, const Output& shift, Output& cubic,
         double* fourth = writable(quartic, 1, "quartic");
         py::gil_scoped_release release;
         transferops::cpu::norm_moments(x, shift.data(), third, fourth, serial_for);
+    });
+}
+
+void empirical_prediction(const py::array& probabilities, const Counts& labels, std::int64_t classes,
+                          Output& prediction, Output& mass, Output& totals, Output& lowest) {
+    with_matrix(probabilities, [&](const auto& x) {
+        require(x.column_stride == 1 || x.columns < 2, "probabilities: expected contiguous rows");
+        require_labels(labels, x.rows, "probabilities", classes);
+        double* predicted = writable(prediction, x.rows, "prediction");
+        double* column_sums = writable(mass, x.columns, "mass");
+        double* row_sums = writable(totals, x.rows, "totals");
+        double* minima = writable(lowest, x.rows, "lowest");
+        const std::int64_t* label = labels.data();
+        py::gil_scoped_release release;
+        transferops::cpu::empirical_prediction(x, label, classes, predicted, column_sums, row_sums, minima, serial_for);
     });
 }
 
@@ -225,12 +245,14 @@ void require_contiguous(const char* name, const py::array& array, py::ssize_t si
             std::string(name) + ": expected a contiguous array of " + std::to_string(size) + " elements");
 }
 
-void gradient_expectation(const Arrays& means, const Arrays& squares, const Arrays& gradients, std::int64_t samples,
-                          std::int64_t count) {
-    require(gradients.size() == means.size() && (squares.empty() || squares.size() == means.size()),
+// Calls body with the RunningMoments of arrays, of which those without a gradient are means alone.
+template <class Body>
+void with_moments(const Arrays& means, const Arrays& squares, const Arrays& gradients, std::int64_t samples,
+                  const Body& body) {
+    require(gradients.size() <= means.size() && (squares.empty() || squares.size() == gradients.size()),
             "gradients, squares: expected as many arrays as means");
-    require(samples >= 0 && count >= 0, "samples, count: expected at least 0");
-    if (means.empty()) return;
+    require(samples >= 0, "samples: expected at least 0");
+    if (gradients.empty()) return;
     with_element("gradients", gradients[0], [&](auto* null) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
         with_element("means", means[0], [&](auto* moments) {
@@ -238,26 +260,56 @@ void gradient_expectation(const Arrays& means, const Arrays& squares, const Arra
             if constexpr (std::is_floating_point_v<S>) {
                 std::vector<RunningMoments<T, S>> tensors;
                 for (std::size_t i = 0; i < means.size(); ++i) {
-                    require(gradients[i].dtype().is(gradients[0].dtype()) && means[i].dtype().is(means[0].dtype()),
-                            "gradients, means: expected one dtype each");
+                    require(means[i].dtype().is(means[0].dtype()), "means: expected one dtype");
                     const py::ssize_t size = means[i].size();
                     require_contiguous("means", means[i], size);
+                    tensors.push_back(
+                        {nullptr, size, size, static_cast<S*>(py::array(means[i]).mutable_data()), nullptr});
+                    if (i >= gradients.size()) continue;
+                    require(gradients[i].dtype().is(gradients[0].dtype()), "gradients: expected one dtype");
                     require_contiguous("gradients", gradients[i], samples * size);
-                    S* square = nullptr;
-                    if (!squares.empty()) {
-                        require(squares[i].dtype().is(means[i].dtype()), "squares: expected the dtype of means");
-                        require_contiguous("squares", squares[i], size);
-                        square = static_cast<S*>(py::array(squares[i]).mutable_data());
-                    }
-                    tensors.push_back({static_cast<const T*>(gradients[i].data()), size, size,
-                                       static_cast<S*>(py::array(means[i]).mutable_data()), square});
+                    tensors.back().gradients = static_cast<const T*>(gradients[i].data());
+                    if (squares.empty()) continue;
+                    require(squares[i].dtype().is(means[i].dtype()), "squares: expected the dtype of means");
+                    require_contiguous("squares", squares[i], size);
+                    tensors.back().squares = static_cast<S*>(py::array(squares[i]).mutable_data());
                 }
-                py::gil_scoped_release release;
-                transferops::cpu::gradient_expectation(tensors, samples, count, serial_for);
+                body(tensors);
             } else {
                 require(false, "means: expected float32 or float64");
             }
         });
+    });
+}
+
+void gradient_expectation(const Arrays& means, const Arrays& squares, const Arrays& gradients, std::int64_t samples,
+                          std::int64_t count) {
+    require(gradients.size() == means.size(), "gradients: expected as many arrays as means");
+    require(count >= 0, "count: expected at least 0");
+    with_moments(means, squares, gradients, samples, [&](const auto& tensors) {
+        py::gil_scoped_release release;
+        transferops::cpu::gradient_expectation(tensors, samples, count, serial_for);
+    });
+}
+
+void gradient_expectation_gram(const Arrays& means, const Arrays& squares, const Arrays& gradients,
+                               std::int64_t samples, const std::vector<std::int64_t>& counts, std::int64_t lists,
+                               Output& gram) {
+    const auto size = static_cast<std::int64_t>(means.size()), updated = static_cast<std::int64_t>(counts.size());
+    require(lists > 0 && size > 0 && size % lists == 0, "means: expected arrays of lists of equal length");
+    const std::int64_t length = size / lists;
+    require(0 < updated && updated <= lists && static_cast<std::int64_t>(gradients.size()) == updated * length,
+            "gradients: expected arrays of as many lists as there are counts");
+    for (std::int64_t k = 0; k < size; ++k)
+        require(means[k].size() == means[k % length].size(), "means: expected arrays of the same sizes in every list");
+    for (const std::int64_t count : counts) require(count >= 0, "counts: expected at least 0");
+    double* result = writable(gram, lists * lists, "gram");
+    with_moments(means, squares, gradients, samples, [&](const auto& tensors) {
+        std::remove_cvref_t<decltype(tensors)> by_tensor;
+        for (std::int64_t i = 0; i < length; ++i)
+            for (std::int64_t k = 0; k < lists; ++k) by_tensor.push_back(tensors[k * length + i]);
+        py::gil_scoped_release release;
+        transferops::cpu::gradient_expectation_gram(by_tensor, lists, samples, counts, result, serial_for);
     });
 }
 
@@ -353,6 +405,9 @@ PYBIND11_MODULE(_C, m) {
     m.def("sample_gram", &sample_gram, py::arg("features"), py::arg("gram").noconvert(), py::arg("shift").noconvert());
     m.def("norm_moments", &norm_moments, py::arg("features"), py::arg("shift"), py::arg("cubic").noconvert(),
           py::arg("quartic").noconvert());
+    m.def("empirical_prediction", &empirical_prediction, py::arg("probabilities"), py::arg("labels"),
+          py::arg("classes"), py::arg("prediction").noconvert(), py::arg("mass").noconvert(),
+          py::arg("totals").noconvert(), py::arg("lowest").noconvert());
     m.def("fisher_diagonal", &fisher_diagonal, py::arg("inputs"), py::arg("grad_outputs"), py::arg("window"),
           py::arg("groups"), py::arg("out"));
     m.def("fisher_projection", &fisher_projection, py::arg("inputs"), py::arg("grad_outputs"), py::arg("directions"),
@@ -363,6 +418,8 @@ PYBIND11_MODULE(_C, m) {
           py::arg("gram").noconvert());
     m.def("gradient_expectation", &gradient_expectation, py::arg("means"), py::arg("squares"), py::arg("gradients"),
           py::arg("samples"), py::arg("count"));
+    m.def("gradient_expectation_gram", &gradient_expectation_gram, py::arg("means"), py::arg("squares"),
+          py::arg("gradients"), py::arg("samples"), py::arg("counts"), py::arg("lists"), py::arg("gram").noconvert());
     m.def("gradient_gram", &gradient_gram, py::arg("gradients"), py::arg("lists"), py::arg("gram").noconvert());
     m.def("weighted_gram", &weighted_gram, py::arg("directions"), py::arg("weights"), py::arg("base"),
           py::arg("gram").noconvert());

@@ -23,6 +23,20 @@ void gradient_expectation(TensorList means, TensorList squares, TensorList gradi
     arguments.write_back();
 }
 
+Tensor gradient_expectation_gram(TensorList means, TensorList squares, TensorList gradients, bool stacked,
+                                 std::vector<std::int64_t> counts, std::int64_t lists) {
+    const ExpectationGramArguments x(means, squares, gradients, stacked, counts, lists);
+    Tensor gram = torch::stable::new_empty(means[0], {lists, lists}, ScalarType::Double);
+    x.by_type([&](auto* null, auto* state) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
+        using S = std::remove_pointer_t<decltype(state)>;
+        cpu::gradient_expectation_gram(x.moments<cpu::RunningMoments<T, S>, T, S>(), lists, x.samples, counts,
+                                       static_cast<double*>(gram.data_ptr()), torch_parallel_for);
+    });
+    x.write_back();
+    return gram;
+}
+
 // The Gram matrix of GramArguments or WeightedArguments.
 template <class Arguments>
 Tensor gram_of(const Arguments& x, const Tensor& like, std::int64_t rows) {
@@ -69,6 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> gradient_fisher_gram(Tensor gradients, Tensor
 
 STABLE_TORCH_LIBRARY_IMPL(transferops, CPU, m) {
     m.impl("gradient_expectation_", TORCH_BOX(&transferops::gradient_expectation));
+    m.impl("gradient_expectation_gram_", TORCH_BOX(&transferops::gradient_expectation_gram));
     m.impl("gradient_gram", TORCH_BOX(&transferops::gradient_gram));
     m.impl("weighted_gram", TORCH_BOX(&transferops::weighted_gram));
     m.impl("gradient_fisher_gram", TORCH_BOX(&transferops::gradient_fisher_gram));

@@ -58,6 +58,12 @@ inline void check_alike(const char* argument, std::size_t index, const Tensor& t
         fail(argument, ": expected one device for all tensors, got another at index ", index);
 }
 
+// Writes what a kernel had as a copy to where it belongs.
+inline void write_back(const Tensor& from, const Tensor& to) {
+    Tensor target = to;
+    if (from.data_ptr() != to.data_ptr()) torch::stable::copy_(target, from);
+}
+
 // Gradients of a list of tensors with their running moments, which are written back to where they came from.
 struct MomentsArguments {
     struct Item {
@@ -120,8 +126,8 @@ struct MomentsArguments {
     // Writes moments that the kernels had as copies to where they belong.
     void write_back() const {
         for (std::size_t i = 0; i < items.size(); ++i) {
-            write_back(items[i].mean, means_[i]);
-            if (items[i].squares) write_back(*items[i].squares, squares_[i]);
+            transferops::write_back(items[i].mean, means_[i]);
+            if (items[i].squares) transferops::write_back(*items[i].squares, squares_[i]);
         }
     }
 
@@ -142,12 +148,121 @@ struct MomentsArguments {
         return x;
     }
 
-    static void write_back(const Tensor& from, const Tensor& to) {
-        Tensor target = to;
-        if (from.data_ptr() != to.data_ptr()) torch::stable::copy_(target, from);
+    TensorList means_, squares_;
+};
+
+// `lists` lists of running means, of which the first counts.size() take gradients, and perhaps have squares.
+struct ExpectationGramArguments {
+    TensorList means, squares, gradients;  // [lists][length], [updated][length] or none, [updated][length]
+    std::int64_t lists, updated, length, samples = 1;
+
+    ExpectationGramArguments(const TensorList& all_means, const TensorList& all_squares,
+                             const TensorList& all_gradients, bool stacked, const std::vector<std::int64_t>& counts,
+                             std::int64_t list_count)
+        : means(all_means),
+          squares(all_squares),
+          gradients(all_gradients),
+          lists(list_count),
+          updated(static_cast<std::int64_t>(counts.size())),
+          own_means_(all_means),
+          own_squares_(all_squares) {
+        const auto size = static_cast<std::int64_t>(means.size());
+        if (lists < 1 || size == 0 || size % lists != 0)
+            fail("means: expected tensors of ", lists, " lists of equal length, got ", size);
+        length = size / lists;
+        if (updated < 1 || updated > lists) fail("counts: expected 1 to ", lists, " of them, got ", updated);
+        for (const std::int64_t count : counts)
+            if (count < 0) fail("counts: expected at least 0, got ", count);
+        check_number("gradients", gradients);
+        if (!squares.empty()) check_number("squares", squares);
+        const ScalarType state = means[0].scalar_type(), type = gradients[0].scalar_type();
+        if (state != ScalarType::Float && state != ScalarType::Double)
+            fail("means: expected float32 or float64, got another dtype");
+        if (stacked) samples = gradients[0].dim() > 0 ? gradients[0].size(0) : 0;
+        for (std::int64_t i = 0; i < length; ++i) {
+            const Tensor& like = all_means[i];
+            bool direct = is_dense(like);
+            for (std::int64_t k = 0; k < lists; ++k) {
+                const std::int64_t place = k * length + i;
+                check("means", place, means[place], like, 0, state);
+                direct = direct && lie_alike(like, means[place]);
+                if (k >= updated) continue;
+                check("gradients", place, gradients[place], like, stacked, type);
+                if (stacked && gradients[place].size(0) != samples)
+                    fail("gradients: expected ", samples, " samples at index ", place, ", got ",
+                         gradients[place].size(0));
+                direct = direct && lie_alike(like, gradients[place], stacked);
+                if (squares.empty()) continue;
+                check("squares", place, squares[place], like, 0, state);
+                direct = direct && lie_alike(like, squares[place]);
+            }
+            if (!direct) copy_tensor(i);
+        }
     }
 
-    TensorList means_, squares_;
+    // The moments [length][lists], as the kernels of either device take them.
+    template <class Moments, class T, class S>
+    std::vector<Moments> moments() const {
+        std::vector<Moments> out;
+        for (std::int64_t i = 0; i < length; ++i)
+            for (std::int64_t k = 0; k < lists; ++k) {
+                const std::int64_t place = k * length + i;
+                Moments x{nullptr, 0, means[place].numel(), static_cast<S*>(means[place].data_ptr()), nullptr};
+                if (k < updated) {
+                    x.gradients = static_cast<const T*>(gradients[place].data_ptr());
+                    if (gradients[place].dim() > means[place].dim()) x.sample_stride = gradients[place].stride(0);
+                    if (!squares.empty()) x.squares = static_cast<S*>(squares[place].data_ptr());
+                }
+                out.push_back(x);
+            }
+        return out;
+    }
+
+    // Calls body(null pointer of the gradients' type, null pointer of the moments').
+    template <class Body>
+    void by_type(const Body& body) const {
+        dispatch_floating("gradients", gradients[0].scalar_type(), [&](auto* null) {
+            if (means[0].scalar_type() == ScalarType::Double)
+                body(null, static_cast<double*>(nullptr));
+            else
+                body(null, static_cast<float*>(nullptr));
+        });
+    }
+
+    void write_back() const {
+        for (std::int64_t place = 0; place < updated * length; ++place) {
+            transferops::write_back(means[place], own_means_[place]);
+            if (!squares.empty()) transferops::write_back(squares[place], own_squares_[place]);
+        }
+    }
+
+  private:
+    void check_number(const char* argument, const TensorList& tensors) const {
+        const std::int64_t size = updated * length;
+        if (static_cast<std::int64_t>(tensors.size()) != size)
+            fail(argument, ": expected ", size, " tensors, ", length, " for each of the counts, got ", tensors.size());
+    }
+
+    void check(const char* argument, std::int64_t place, const Tensor& tensor, const Tensor& like, std::int64_t extra,
+               ScalarType type) const {
+        check_alike(argument, static_cast<std::size_t>(place), tensor, like, extra);
+        if (tensor.is_cuda() != own_means_[0].is_cuda() ||
+            tensor.get_device_index() != own_means_[0].get_device_index())
+            fail(argument, ": expected one device for all tensors, got another at index ", place);
+        if (tensor.scalar_type() != type)
+            fail(argument, ": expected one dtype for all tensors, got another at index ", place);
+    }
+
+    void copy_tensor(std::int64_t i) {
+        for (std::int64_t place = i; place < lists * length; place += length) {
+            means[place] = torch::stable::contiguous(means[place]);
+            if (place >= updated * length) continue;
+            gradients[place] = torch::stable::contiguous(gradients[place]);
+            if (!squares.empty()) squares[place] = torch::stable::contiguous(squares[place]);
+        }
+    }
+
+    TensorList own_means_, own_squares_;
 };
 
 // The rows of a Gram matrix: `lists` lists of tensors, one after the other.

@@ -25,6 +25,25 @@ void gradient_expectation(TensorList means, TensorList squares, TensorList gradi
     arguments.write_back();
 }
 
+Tensor gradient_expectation_gram(TensorList means, TensorList squares, TensorList gradients, bool stacked,
+                                 std::vector<std::int64_t> counts, std::int64_t lists) {
+    const ExpectationGramArguments x(means, squares, gradients, stacked, counts, lists);
+    const DeviceScope scope(means[0]);
+    const int multiprocessors = scope.multiprocessors();
+    Tensor gram = torch::stable::new_empty(means[0], {lists, lists}, ScalarType::Double);
+    x.by_type([&](auto* null, auto* state) {
+        using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
+        using S = std::remove_pointer_t<decltype(state)>;
+        const auto moments = x.moments<cuda::RunningMoments<T, S>, T, S>();
+        const cuda::ExpectationGram<T, S> all{moments.data(), x.length, lists, x.updated, x.samples, counts.data()};
+        const Workspace scratch(means[0], cuda::gradient_expectation_gram_workspace(all, multiprocessors));
+        check_cuda(cuda::gradient_expectation_gram(all, static_cast<double*>(gram.data_ptr()), scratch.data(),
+                                                   multiprocessors, scope.stream));
+    });
+    x.write_back();
+    return gram;
+}
+
 // The Gram matrix of GramArguments or WeightedArguments.
 template <class Arguments>
 Tensor gram_of(const Arguments& x, const Tensor& like, std::int64_t rows) {
@@ -84,6 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> gradient_fisher_gram(Tensor gradients, Tensor
 
 STABLE_TORCH_LIBRARY_IMPL(transferops, CUDA, m) {
     m.impl("gradient_expectation_", TORCH_BOX(&transferops::gradient_expectation));
+    m.impl("gradient_expectation_gram_", TORCH_BOX(&transferops::gradient_expectation_gram));
     m.impl("gradient_gram", TORCH_BOX(&transferops::gradient_gram));
     m.impl("weighted_gram", TORCH_BOX(&transferops::weighted_gram));
     m.impl("gradient_fisher_gram", TORCH_BOX(&transferops::gradient_fisher_gram));

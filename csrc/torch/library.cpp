@@ -6,6 +6,9 @@ STABLE_TORCH_LIBRARY(transferops, m) {
     m.def("class_moments(Tensor features, Tensor labels, int num_classes) -> (Tensor, Tensor, Tensor, Tensor)");
     m.def("sample_gram(Tensor features) -> (Tensor, Tensor)");
     m.def("norm_moments(Tensor features, Tensor shift) -> (Tensor, Tensor)");
+    m.def(
+        "empirical_prediction(Tensor probabilities, Tensor labels, int num_classes) -> (Tensor, Tensor, Tensor, "
+        "Tensor)");
     m.def("linear_fisher_diagonal(Tensor inputs, Tensor grad_outputs) -> Tensor");
     m.def("linear_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor directions) -> Tensor");
     m.def("linear_grad_norm(Tensor inputs, Tensor grad_outputs) -> Tensor");
@@ -22,6 +25,9 @@ STABLE_TORCH_LIBRARY(transferops, m) {
     m.def(
         "gradient_expectation_(Tensor(a!)[] means, Tensor(b!)[] squares, Tensor[] gradients, bool stacked, int count) "
         "-> ()");
+    m.def(
+        "gradient_expectation_gram_(Tensor(a!)[] means, Tensor(b!)[] squares, Tensor[] gradients, bool stacked, "
+        "int[] counts, int lists) -> Tensor");
     m.def("gradient_gram(Tensor[] gradients, int lists) -> Tensor");
     m.def("weighted_gram(Tensor directions, Tensor weights, Tensor? base) -> Tensor");
     m.def("gradient_fisher_gram(Tensor gradients, Tensor directions) -> (Tensor, Tensor, Tensor)");

@@ -20,20 +20,19 @@ cpu::MatrixView<T> view_of(const FeatureSets& features, std::int64_t set) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments(Tensor features, Tensor labels, std::int64_t num_classes) {
     const FeatureSets x(features);
-    check_labels(x, labels, num_classes);
+    check_labels(labels, "features", features, x.rows, num_classes);
     labels = torch::stable::contiguous(labels);
-    const auto* label = static_cast<const std::int64_t*>(labels.data_ptr());
-    for (std::int64_t n = 0; n < x.rows; ++n)
-        if (label[n] < 0 || label[n] >= num_classes)
-            fail("labels: expected ", num_classes, " classes 0..", num_classes - 1, ", got ", label[n], " at position ",
-                 n);
+    const std::int64_t* label = labels_in_range(labels, num_classes);
 
     Tensor counts = torch::stable::new_empty(labels, {num_classes});
     Tensor sums = x.new_float64({num_classes, x.columns});
     Tensor gram = x.new_float64({x.columns, x.columns});
     Tensor shift = x.new_float64({x.columns});
     auto* count = static_cast<std::int64_t*>(counts.data_ptr());
-    if (x.sets == 0) std::fill_n(count, num_classes, 0);
+    if (x.sets == 0) {  // no kernel runs, and the labels count all the same
+        std::fill_n(count, num_classes, 0);
+        for (std::int64_t n = 0; n < x.rows; ++n) ++count[label[n]];
+    }
 
     dispatch_floating("features", features.scalar_type(), [&](auto* null) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;

@@ -39,13 +39,25 @@ struct FeatureSets {
     }
 };
 
-inline void check_labels(const FeatureSets& features, const Tensor& labels, std::int64_t num_classes) {
+// Labels [rows] of the rows of `values`, a class each; whether they are in range is not looked at.
+inline void check_labels(const Tensor& labels, const char* argument, const Tensor& values, std::int64_t rows,
+                         std::int64_t num_classes) {
     check_dtype("labels", labels, ScalarType::Long, "int64");
-    if (labels.dim() != 1 || labels.size(0) != features.rows)
-        fail("labels: expected shape [", features.rows, "], one label per row of features, got ", shape_of(labels));
-    if (labels.is_cuda() != features.tensor.is_cuda()) fail("labels: expected the device of features, got another");
-    const int least = features.rows > 0 ? 1 : 0;
+    if (labels.dim() != 1 || labels.size(0) != rows)
+        fail("labels: expected shape [", rows, "], one label per row of ", argument, ", got ", shape_of(labels));
+    if (labels.is_cuda() != values.is_cuda()) fail("labels: expected the device of ", argument, ", got another");
+    const int least = rows > 0 ? 1 : 0;
     if (num_classes < least) fail("num_classes: expected at least ", least, ", got ", num_classes);
+}
+
+// Labels on the CPU, as the kernels read them: contiguous, and all in range.
+inline const std::int64_t* labels_in_range(const Tensor& labels, std::int64_t num_classes) {
+    const auto* label = static_cast<const std::int64_t*>(labels.data_ptr());
+    for (std::int64_t n = 0; n < labels.numel(); ++n)
+        if (label[n] < 0 || label[n] >= num_classes)
+            fail("labels: expected ", num_classes, " classes 0..", num_classes - 1, ", got ", label[n], " at position ",
+                 n);
+    return label;
 }
 
 inline void check_shift(const FeatureSets& features, const Tensor& shift) {

@@ -59,7 +59,7 @@ void centred_class_sums(const FeatureSets& x, const ClassOrder& rows, std::int64
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments(Tensor features, Tensor labels, std::int64_t num_classes) {
     const FeatureSets x = with_contiguous_columns(features);
-    check_labels(x, labels, num_classes);
+    check_labels(labels, "features", features, x.rows, num_classes);
     const DeviceScope scope(features);
     const ClassOrder rows(labels, num_classes, scope);
     Tensor sums = x.new_float64({num_classes, x.columns});

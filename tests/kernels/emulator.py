@@ -20,26 +20,26 @@ ORDERS = ("forward", "backward", "shuffled")
 COMPILER = os.environ.get("CXX", "g++")
 NO_COMPILER = f"needs a C++20 compiler: {COMPILER} is not on PATH" if shutil.which(COMPILER) is None else None
 
-ADDRESS_SANITIZER = "-fsanitize=address"
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
 def compile_object(target: Path, source: Path, *options: str, includes: Path = KERNELS) -> Path:
-    """Compiles ``source`` (.cpp, or .cu as C++) with the emulation, under AddressSanitizer."""
+    """Compiles ``source`` (.cpp, or .cu as C++) with the emulation, AddressSanitizer and UndefinedBehaviorSanitizer."""
     warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
     folders = (f"-I{folder}" for folder in (HERE / "emulation", HERE, includes))
-    command = [COMPILER, "-std=c++20", "-O1", *warnings, ADDRESS_SANITIZER, *options, *folders]
+    command = [COMPILER, "-std=c++20", "-O1", *warnings, *SANITIZERS, *options, *folders]
     command += ["-x", "c++", "-c", str(source), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
 
 
 def link(program: Path, *objects: Path) -> Path:
-    subprocess.run([COMPILER, ADDRESS_SANITIZER, *map(str, objects), "-o", str(program)], check=True)
+    subprocess.run([COMPILER, *SANITIZERS, *map(str, objects), "-o", str(program)], check=True)
     return program
 
 
 def build(folder: Path, sources: tuple[Path, ...]) -> Path:
-    """A program of these sources, with line numbers in what AddressSanitizer reports."""
+    """A program of these sources, with line numbers in what the sanitizers report."""
     objects = [compile_object(folder / f"{source.stem}.o", source, "-g") for source in sources]
     return link(folder / "program", *objects)
 

@@ -29,13 +29,28 @@ class Moments:
     layout: Layout = Layout()
 
     @classmethod
-    def random(cls, sizes, samples, count, type="float32", state="float32", squares=True, **layout) -> Moments:
-        random = np.random.default_rng(len(sizes))
+    def random(cls, sizes, samples, count, type="float32", state="float32", squares=True, seed=0, **layout) -> Moments:
+        random = np.random.default_rng([len(sizes), seed])
         gradients = tuple(encode(random.normal(size=(samples, size)) + 1, type) for size in sizes)
         fill = (lambda size: random.normal(size=size)) if count else (lambda size: np.full(size, np.nan))
         means = tuple(fill(size).astype(state) for size in sizes)
         deviations = tuple(abs(fill(size)).astype(state) for size in sizes) if squares else ()
         return cls(gradients, means, deviations, count, type, Layout(**layout))
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """Lists of moments of the same tensors; those beyond `updated` are means alone, without gradients."""
+
+    lists: tuple[Moments, ...]
+    updated: int
+
+    @classmethod
+    def random(cls, sizes, samples, counts, beyond=0, **options) -> Expectations:
+        """Counts of the lists that take gradients, each one less than the one before."""
+        lists = [Moments.random(sizes, samples, count, seed=k, **options) for k, count in enumerate(counts)]
+        lists += [Moments.random(sizes, 0, 5, seed=9 + k, **{**options, "squares": False}) for k in range(beyond)]
+        return cls(tuple(lists), len(counts))
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,8 @@ class Samples:
 class GradientsEmulator(Emulator):
     def run(self, x, *, multiprocessors: int = 4, order: str = "forward", seed: int = 0) -> tuple[np.ndarray, ...]:
         """The outputs; raises EmulationError where the process dies."""
+        like, lists = (x.lists[0] if isinstance(x, Expectations) else x), 0
+        layout = like.layout
         if isinstance(x, Moments):
             state = x.means[0].dtype.name if x.means else "float32"
             sizes = [mean.size for mean in x.means]
@@ -88,6 +105,22 @@ class GradientsEmulator(Emulator):
                 own = [x.means[i], x.squares[i]] if x.squares else [x.means[i]]
                 arrays += [gradient, *own]
                 outputs += [((sizes[i],), state)] * len(own)
+        elif isinstance(x, Expectations):
+            first, beyond = x.lists[0], len(x.lists) - x.updated
+            state, squares = first.means[0].dtype.name, int(bool(first.squares))
+            sizes, lists = [mean.size for mean in first.means], len(x.lists)
+            function, numbers = (
+                4 + int(state == "float64"),
+                (len(first.gradients[0]), first.count, squares + 2 * beyond),
+            )
+            arrays, outputs = [], []
+            for i, size in enumerate(sizes):
+                for k, each in enumerate(x.lists):
+                    arrays += [each.gradients[i]] if k < x.updated else []
+                    moments = [each.means[i], *([each.squares[i]] if each.squares else [])]
+                    arrays += moments
+                    outputs += [((size,), state)] * len(moments)
+            outputs.append(((lists, lists), "float64"))
         elif isinstance(x, Gram):
             sizes, rows = [part.shape[1] for part in x.rows], len(x.rows[0]) if x.rows else 1
             function, numbers = 2, (rows, 0, int(bool(x.bases)) + 2 * int(bool(x.weights)))
@@ -99,8 +132,8 @@ class GradientsEmulator(Emulator):
             function, sizes, numbers = 3, [columns], (samples, count, 0)
             arrays = [x.gradients, x.directions]
             outputs = [((count, count), "float64"), ((columns,), x.directions.dtype.name), ((samples,), "float64")]
-        header = [function, TYPES.index(x.type), ORDERS.index(order), seed, len(sizes), *numbers]
-        header += [x.layout.displacement, x.layout.padding, multiprocessors]
+        header = [function, TYPES.index(like.type), ORDERS.index(order), seed, len(sizes), *numbers]
+        header += [layout.displacement, layout.padding, multiprocessors, lists]
         return self.call("gradients", header, [np.array(sizes, np.int64), *arrays], outputs)
 
 
@@ -108,6 +141,8 @@ def expected(x) -> list[tuple[np.ndarray, np.ndarray]]:
     """(value, tolerance) of every output, in extended precision: first-order bounds, and 1 % for the rest."""
     if isinstance(x, Moments):
         return [pair for i in range(len(x.means)) for pair in _expected_moments(x, i)]
+    if isinstance(x, Expectations):
+        return _expected_expectations(x)
     double = 2.0**-53
     if isinstance(x, Gram):
         count = len(x.rows[0]) if x.rows else 1
@@ -131,6 +166,24 @@ def expected(x) -> list[tuple[np.ndarray, np.ndarray]]:
         (diagonal, 1.01 * ((samples + 2) * double + rounding) * diagonal),
         (norms, 1.01 * (columns + 1) * double * norms),
     ]
+
+
+def _expected_expectations(x: Expectations) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Products of means that are each within their tolerance, summed."""
+    references, means = [], []
+    for i in range(len(x.lists[0].means)):
+        found = [_expected_moments(each, i) for each in x.lists]
+        references += [pair for pairs in found for pair in pairs]
+        means.append([pairs[0] for pairs in found])
+    count = len(x.lists)
+    gram, error = np.zeros((2, count, count), np.longdouble)
+    terms = sum(own[0][0].size for own in means) + 5
+    for own in means:
+        values, tolerances = (np.stack([pair[part] for pair in own]) for part in (0, 1))
+        absolute = abs(values) + tolerances
+        gram += values @ values.T
+        error += absolute @ absolute.T - abs(values) @ abs(values).T + 1.01 * terms * 2.0**-53 * absolute @ absolute.T
+    return [*references, (gram, error)]
 
 
 def _expected_moments(x: Moments, index: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,5 +1,6 @@
 // The harness of the gradients family.
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -18,6 +19,7 @@ struct Request {
     std::int64_t count;    // gradients taken in before; directions of the summaries
     std::int64_t extra;    // whether there are squares; 1: a base, 2: weights
     std::int64_t displacement, padding, multiprocessors;
+    std::int64_t lists;  // of moments
 };
 
 template <class T>
@@ -72,6 +74,37 @@ void answer_gram(const Request& r, const std::int64_t* sizes) {
     gram.write();
 }
 
+// extra: 1 for squares, and twice the number of lists beyond those that take gradients; count: of the first list, one
+// less for each that follows. Per tensor and list: gradients, mean, squares; of the lists beyond the mean alone.
+template <class T, class S>
+void answer_expectation_gram(const Request& r, const std::int64_t* sizes) {
+    Buffers<T> gradients;
+    Buffers<S> moments;
+    const bool squares = r.extra % 2;
+    const std::int64_t lists = r.lists, updated = lists - r.extra / 2;
+    std::vector<std::int64_t> counts;
+    for (std::int64_t k = 0; k < updated; ++k) counts.push_back(std::max<std::int64_t>(r.count - k, 0));
+    std::vector<cuda::RunningMoments<T, S>> tensors;
+    for (std::int64_t t = 0; t < r.tensors; ++t)
+        for (std::int64_t k = 0; k < lists; ++k) {
+            cuda::RunningMoments<T, S> x{nullptr, sizes[t] + r.padding, sizes[t], nullptr, nullptr};
+            if (k < updated) x.gradients = read_rows(gradients, r, r.rows, sizes[t]);
+            x.mean = read_rows(moments, r, 1, sizes[t]);
+            if (k < updated && squares) x.squares = read_rows(moments, r, 1, sizes[t]);
+            tensors.push_back(x);
+        }
+    const cuda::ExpectationGram<T, S> all{tensors.data(), r.tensors, lists, updated, r.rows, counts.data()};
+    const int multiprocessors = static_cast<int>(r.multiprocessors);
+    const std::int64_t needed = cuda::gradient_expectation_gram_workspace(all, multiprocessors);
+    const Doubles workspace(needed), gram(lists * lists);
+    write_header(cuda::gradient_expectation_gram(all, gram.get(), workspace.get(), multiprocessors, nullptr), needed);
+    for (const auto& x : tensors) {
+        std::fwrite(x.mean, sizeof(S), x.size, stdout);
+        if (x.squares) std::fwrite(x.squares, sizeof(S), x.size, stdout);
+    }
+    gram.write();
+}
+
 template <class T>
 void answer_fisher(const Request& r, std::int64_t columns) {
     using C = Compute<T>;
@@ -103,6 +136,10 @@ void answer(const Request& r, T*) {
             return answer_expectation<T, double>(r, sizes.get());
         case 2:
             return answer_gram<T>(r, sizes.get());
+        case 4:
+            return answer_expectation_gram<T, float>(r, sizes.get());
+        case 5:
+            return answer_expectation_gram<T, double>(r, sizes.get());
         default:
             return answer_fisher<T>(r, sizes.get()[0]);
     }

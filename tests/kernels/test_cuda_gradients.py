@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulator import NO_COMPILER, ORDERS, TYPES, build, disagreement
-from gradients_emulator import SOURCES, GradientsEmulator, Gram, Moments, Samples, expected
+from gradients_emulator import SOURCES, Expectations, GradientsEmulator, Gram, Moments, Samples, expected
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,42 @@ def test_more_tensors_than_a_launch_takes(emulator):
     """448 to a launch; empty ones take no place."""
     x = Moments.random([n % 3 for n in range(1000)], 1, 1)
     assert disagreement(emulator.run(x), expected(x)) is None
+
+
+# ---- running moments and the Gram matrix of the means ----
+
+
+@pytest.mark.parametrize("state", ["float32", "float64"])
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize(("samples", "counts", "beyond"), [(1, [0], 0), (1, [4, 3], 1), (2, [1, 0, 0, 0, 0], 3)])
+def test_expectation_gram(emulator, samples, counts, beyond, type, state):
+    """Tiles of 4 and of 8 lists, whole and not; whole accesses, odd sizes, none, and several chunks."""
+    x = Expectations.random([4, 37, 0, 1024, 4100], samples, counts, beyond, type=type, state=state)
+    *_, gram = check(emulator, x)
+    assert np.array_equal(gram, gram.T)
+
+
+@pytest.mark.parametrize("layout", [{"padding": 3}, {"displacement": 1}, {"padding": 4}], ids=str)
+def test_expectation_gram_that_is_not_aligned(emulator, layout):
+    check(emulator, Expectations.random([8, 1028], 2, [3, 2], 1, **layout))
+
+
+def test_expectation_gram_without_squares_or_samples(emulator):
+    check(emulator, Expectations.random([5, 64], 2, [1, 0], squares=False))
+    x = Expectations.random([5, 64], 0, [3, 2])
+    first, *_ = emulator.run(x)
+    assert np.array_equal(first, x.lists[0].means[0])
+    assert disagreement(emulator.run(x), expected(x)) is None
+
+
+def test_expectation_gram_of_more_than_a_launch_takes(emulator):
+    """180 tensors of up to 4 lists, several chunks to a block, and more than 8 lists."""
+    for x in (
+        Expectations.random([n % 3 for n in range(400)], 1, [2, 1]),
+        Expectations.random([4096 * 4 + 8, 12], 1, [2, 1]),
+        Expectations.random([70, 12], 1, [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]),
+    ):
+        assert disagreement(emulator.run(x, multiprocessors=1), expected(x)) is None
 
 
 # ---- Gram matrices ----

@@ -9,7 +9,7 @@ from fisher_emulator import SOURCES as FISHER_SOURCES
 from fisher_emulator import FisherEmulator
 from fisher_reference import expected as fisher_expected
 from gradients_emulator import SOURCES as GRADIENTS_SOURCES
-from gradients_emulator import GradientsEmulator, Gram, Moments, Samples
+from gradients_emulator import Expectations, GradientsEmulator, Gram, Moments, Samples
 from gradients_emulator import expected as gradients_expected
 from moments_emulator import SOURCES as MOMENTS_SOURCES
 from moments_emulator import MomentsEmulator
@@ -260,6 +260,9 @@ GRADIENTS_CHANGES = (
         "if (v > width[u]) continue;",
     ),
     ("moments: a table too long", "gradients.cu", "table->count < kMostTensors &&", "table->count <= kMostTensors &&"),
+    ("expectations: what was there before the first", "gradients.cu", "table.counts[k] > 0", "table.counts[k] >= 0"),
+    ("expectations: an element too many", "gradients.cu", "place + v >= rows[k].size", "place + v > rows[k].size"),
+    ("expectations: a table too long", "gradients.cu", "count < Table::kSegments &&", "count <= Table::kSegments &&"),
     (
         "gram: an element beyond the matrix",
         "gradients.cu",
@@ -290,6 +293,8 @@ def gradients_cases() -> list[Case]:
         ("moments", Moments.random([4, 0, 37, 4100], 2, 0), 4),
         ("later moments", Moments.random([4, 37], 2, 3), 4),
         ("many tensors", Moments.random([1] * 449, 1, 1), 4),
+        ("expectations", Expectations.random([4, 0, 37, 4100], 2, [1, 0], 1, squares=False), 4),
+        ("many tensors of expectations", Expectations.random([1] * 181, 1, [1]), 4),
         ("gram", Gram.random(3, [1030, 8], base=True, weights=True), 4),
         ("gram of tiles", Gram.random(9, [4096 * 2 + 5], base=True), 1),
         ("fisher", Samples.random(3, 17, 9), 4),

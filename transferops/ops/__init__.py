@@ -16,14 +16,17 @@ from transferops.ops.fisher import (
 from transferops.ops.gradients import (
     GradientFisherGram,
     gradient_expectation_,
+    gradient_expectation_gram_,
     gradient_fisher_gram,
     gradient_gram,
     weighted_gram,
 )
 from transferops.ops.moments import ClassMoments, NormMoments, SampleGram, class_moments, norm_moments, sample_gram
+from transferops.ops.prediction import EmpiricalPrediction, empirical_prediction
 
 __all__ = [
     "ClassMoments",
+    "EmpiricalPrediction",
     "GradientFisherGram",
     "NormMoments",
     "SampleGram",
@@ -31,7 +34,9 @@ __all__ = [
     "conv_fisher_diagonal",
     "conv_fisher_projection",
     "conv_grad_norm",
+    "empirical_prediction",
     "gradient_expectation_",
+    "gradient_expectation_gram_",
     "gradient_fisher_gram",
     "gradient_gram",
     "linear_fisher_diagonal",

@@ -71,20 +71,82 @@ def gradient_expectation_(
             fail(name, f"{len(means)} tensors, as means", f"{len(tensors)}")
     samples = gradients[0].shape[:1] if stacked and gradients else torch.Size()
     for i, mean in enumerate(means):
-        if mean.dtype not in (torch.float32, torch.float64):
-            fail(f"means[{i}]", "float32 or float64", describe(mean), TypeError)
-        if mean.requires_grad:
-            fail(f"means[{i}]", "a tensor that asks for no gradient", "requires_grad=True")
-        _check_shape(f"gradients[{i}]", gradients[i], [*samples, *mean.shape], mean.device)
-        if squares:
-            _check_shape(f"squares[{i}]", squares[i], list(mean.shape), mean.device)
-            if squares[i].dtype != mean.dtype:
-                dtype = str(mean.dtype).removeprefix("torch.")
-                fail(f"squares[{i}]", f"the dtype of the mean, {dtype}", describe(squares[i]), TypeError)
+        _check_moments(f"[{i}]", mean, squares[i] if squares else None, gradients[i], samples)
     if not means:
         return
     gradients = [g.detach() if g.requires_grad else g for g in gradients]
     torch.ops.transferops.gradient_expectation_(means, squares, gradients, stacked, count)
+
+
+def gradient_expectation_gram_(
+    means: Sequence[Sequence[Tensor]],
+    squares: Sequence[Sequence[Tensor]] | None,
+    gradients: Sequence[Sequence[Tensor]],
+    counts: Sequence[int],
+    *,
+    stacked: bool = False,
+) -> Tensor:
+    """Take one more gradient into each of several expectations, and return the inner products of their means.
+
+    The same, to the last bit on a CPU, as :func:`gradient_expectation_` on each list and then :func:`gradient_gram` of
+    the means, in one pass: products are taken of the new means while they are in the cache.
+
+    Args:
+        means: K lists of running means, float32 or float64, all of one dtype, of the same shapes in every list.
+        squares: sums of squared deviations for the lists that take gradients, or None.
+        gradients: for the first U <= K lists of means, at least one; the others are compared but not changed. If
+            dtypes differ, tensors of a narrower one are copied to the widest.
+        counts: U numbers: gradients that each of these expectations holds already.
+        stacked: the gradients are R at a time, of shapes [R, \\*shape].
+
+    Returns:
+        [K, K] float64, symmetric, as :func:`gradient_gram`.
+
+    Raises:
+        TypeError: an argument is no sequence of sequences of tensors, or of another dtype.
+        ValueError: there is no tensor, lengths, shapes or devices disagree, or a count is negative.
+
+    Cost: one read of the gradients, one read of every mean and one write of those that change. On a GPU one launch for
+    up to 8 lists (of up to 180 tensors for up to 4 lists, else 90); for more, the two steps one after the other. Not
+    differentiable: gradients are taken as constants.
+    """
+    mean_lists = _check_lists("means", means)
+    gradient_lists = _check_lists("gradients", gradients)
+    square_lists = [] if squares is None else _check_lists("squares", squares)
+    updated, length = len(gradient_lists), len(mean_lists[0])
+    if not 1 <= updated <= len(mean_lists):
+        fail("gradients", f"1 to {len(mean_lists)} lists, as means", f"{updated}")
+    if not isinstance(counts, (list, tuple)) or len(counts) != updated:
+        fail("counts", f"{updated} numbers, one for each list of gradients", describe(counts))
+    if square_lists and len(square_lists) != updated:
+        fail("squares", f"{updated} lists, as gradients", f"{len(square_lists)}")
+    dtype = gradient_lists[0][0].dtype
+    samples = gradient_lists[0][0].shape[:1] if stacked else torch.Size()
+    for k, tensors in enumerate(mean_lists):
+        if k < updated:
+            check_positive_int(f"counts[{k}]", counts[k], minimum=0)
+        for name, lists in (("means", mean_lists), ("gradients", gradient_lists), ("squares", square_lists)):
+            if k < len(lists) and len(lists[k]) != length:
+                fail(f"{name}[{k}]", f"{length} tensors, as means[0]", f"{len(lists[k])}")
+        for i, mean in enumerate(tensors):
+            like = mean_lists[0][i]
+            _check_shape(f"means[{k}][{i}]", mean, list(like.shape), mean_lists[0][0].device)
+            if mean.dtype != mean_lists[0][0].dtype:
+                expected = f"the dtype of means[0][0], {_dtype_name(mean_lists[0][0].dtype)}"
+                fail(f"means[{k}][{i}]", expected, describe(mean), TypeError)
+            square = square_lists[k][i] if square_lists and k < updated else None
+            gradient = gradient_lists[k][i] if k < updated else None
+            _check_moments(f"[{k}][{i}]", mean, square, gradient, samples)
+            dtype = dtype if gradient is None else torch.promote_types(dtype, gradient.dtype)
+    result: Tensor = torch.ops.transferops.gradient_expectation_gram_(
+        [mean for tensors in mean_lists for mean in tensors],
+        [square for tensors in square_lists for square in tensors],
+        [gradient.detach().to(dtype) for tensors in gradient_lists for gradient in tensors],
+        stacked,
+        list(counts),
+        len(mean_lists),
+    )
+    return result
 
 
 def gradient_gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
@@ -105,11 +167,7 @@ def gradient_gram(gradients: Sequence[Sequence[Tensor]]) -> Tensor:
     exact in it): distances between nearly equal lists keep half of float64's digits. Differentiable. Cost: one read of
     every list up to K = 8 on a GPU (beyond, each is read ceil(K / 8) times), for any K on a CPU.
     """
-    if not isinstance(gradients, (list, tuple)) or not gradients:
-        fail("gradients", "a sequence of at least one list of tensors", describe(gradients), TypeError)
-    lists = [_check_list(f"gradients[{k}]", tensors) for k, tensors in enumerate(gradients)]
-    if not lists[0]:
-        fail("gradients[0]", "at least one tensor", "none")
+    lists = _check_lists("gradients", gradients)
     dtype = lists[0][0].dtype
     for k, tensors in enumerate(lists):
         if len(tensors) != len(lists[0]):
@@ -191,6 +249,35 @@ def _check_list(argument: str, value: Any) -> list[Tensor]:
     return [_check_floating(f"{argument}[{i}]", check_tensor(f"{argument}[{i}]", x)) for i, x in enumerate(value)]
 
 
+def _check_lists(argument: str, value: Any) -> list[list[Tensor]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        fail(argument, "a sequence of at least one list of tensors", describe(value), TypeError)
+    lists = [_check_list(f"{argument}[{k}]", tensors) for k, tensors in enumerate(value)]
+    if not lists[0]:
+        fail(f"{argument}[0]", "at least one tensor", "none")
+    return lists
+
+
+def _check_moments(
+    place: str, mean: Tensor, square: Tensor | None, gradient: Tensor | None, samples: Sequence[int]
+) -> None:
+    """A running mean, its squares and its gradients, stacked by these samples; ``place`` is their index."""
+    if mean.dtype not in (torch.float32, torch.float64):
+        fail(f"means{place}", "float32 or float64", describe(mean), TypeError)
+    if mean.requires_grad:
+        fail(f"means{place}", "a tensor that asks for no gradient", "requires_grad=True")
+    if gradient is not None:
+        _check_shape(f"gradients{place}", gradient, [*samples, *mean.shape], mean.device)
+    if square is not None:
+        _check_shape(f"squares{place}", square, list(mean.shape), mean.device)
+        if square.dtype != mean.dtype:
+            fail(f"squares{place}", f"the dtype of the mean, {_dtype_name(mean.dtype)}", describe(square), TypeError)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _check_shape(argument: str, tensor: Tensor, shape: list[int], device: torch.device) -> None:
     if list(tensor.shape) != shape or tensor.device != device:
         fail(argument, f"shape {shape} on {device}", describe(tensor))
@@ -210,6 +297,17 @@ def _fake_gradient_expectation(
     means: list[Tensor], squares: list[Tensor], gradients: list[Tensor], stacked: bool, count: int
 ) -> None:
     return None
+
+
+def _fake_gradient_expectation_gram(
+    means: list[Tensor],
+    squares: list[Tensor],
+    gradients: list[Tensor],
+    stacked: bool,
+    counts: list[int],
+    lists: int,
+) -> Tensor:
+    return means[0].new_empty([lists, lists], dtype=torch.float64)
 
 
 def _fake_gradient_gram(gradients: list[Tensor], lists: int) -> Tensor:
@@ -283,6 +381,7 @@ def _gradient_fisher_gram_backward(
 
 
 torch.library.register_fake("transferops::gradient_expectation_", _fake_gradient_expectation)
+torch.library.register_fake("transferops::gradient_expectation_gram_", _fake_gradient_expectation_gram)
 for _name, _fake, _backward, _save in (
     ("gradient_gram", _fake_gradient_gram, _gradient_gram_backward, _save_gradient_gram),
     ("weighted_gram", _fake_weighted_gram, _weighted_gram_backward, _save_weighted_gram),

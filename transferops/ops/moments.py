@@ -81,17 +81,15 @@ def class_moments(
 
     Differentiable in the features. Cost: N D^2 float64 operations (half of a general product), two reads of the data.
     """
-    features, labels = _check_features(features), _check_labels(labels)
-    if features.shape[-2] != labels.shape[0]:
-        fail("labels", f"one label for each of the {features.shape[-2]} rows of features", f"{labels.shape[0]}")
-    _check_same_device("labels", labels, features)
+    features = _check_features(features)
+    labels = check_labels(labels, "features", features, features.shape[-2])
     eager = not torch.compiler.is_compiling()
     if num_classes is None:
         num_classes = int(labels.max()) + 1 if labels.numel() else 0
     elif eager:
         check_positive_int("num_classes", num_classes, minimum=0)
     if validate and eager:
-        _check_label_range(labels, num_classes)
+        check_label_range(labels, num_classes)
     moments = ClassMoments(*torch.ops.transferops.class_moments(features, labels, num_classes))
     if validate and eager:
         _check_finite(features, moments.shift, moments.gram.diagonal(dim1=-2, dim2=-1))
@@ -144,7 +142,8 @@ def norm_moments(features: Tensor | Any, shift: Tensor | Any, *, validate: bool 
     expected = [*features.shape[:-2], features.shape[-1]]
     if shift.dtype != torch.float64 or list(shift.shape) != expected:
         fail("shift", f"a float64 tensor of shape {expected}", describe(shift))
-    _check_same_device("shift", shift, features)
+    if shift.device != features.device:
+        fail("shift", f"the device of features, {features.device}", str(shift.device))
     result = NormMoments(*torch.ops.transferops.norm_moments(features, shift))
     if validate and not torch.compiler.is_compiling():
         _check_finite(features, result.quartic)
@@ -161,21 +160,22 @@ def _check_features(features: Any) -> Tensor:
     return tensor
 
 
-def _check_labels(labels: Any) -> Tensor:
+def check_labels(labels: Any, argument: str, values: Tensor, rows: int) -> Tensor:
+    """Labels [rows] as int64, one for each of the rows of an argument with these values."""
     tensor = as_tensor("labels", labels)
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         fail("labels", "integers", describe(tensor), TypeError)
     if tensor.dim() != 1:
         fail("labels", "shape [N]", describe(tensor))
+    if tensor.shape[0] != rows:  # not len, which would fix the size that torch.export leaves open
+        fail("labels", f"one label for each of the {rows} rows of {argument}", f"{tensor.shape[0]}")
+    if tensor.device != values.device:
+        fail("labels", f"the device of {argument}, {values.device}", str(tensor.device))
     return tensor.long()
 
 
-def _check_same_device(argument: str, value: Tensor, features: Tensor) -> None:
-    if value.device != features.device:
-        fail(argument, f"the device of features, {features.device}", str(value.device))
-
-
-def _check_label_range(labels: Tensor, num_classes: int) -> None:
+def check_label_range(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels outside 0 .. num_classes-1; waits for a GPU."""
     if labels.numel() == 0:
         return
     low, high = (int(x) for x in torch.aminmax(labels))

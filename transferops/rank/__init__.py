@@ -7,7 +7,12 @@ from transferops.rank.candidates import Candidate, load_candidate
 from transferops.rank.evaluation import Measure, RankingQuality, compare_scores, evaluate_ranking
 from transferops.rank.extraction import HEAD_INPUT, Extraction, extract
 from transferops.rank.ranking import BASELINES, Ranked, Ranking, default_scores, rank_candidates
-from transferops.rank.relations import gradient_relations
+from transferops.rank.relations import (
+    embedding_relations,
+    gradient_relations,
+    source_relations,
+    transport_relations,
+)
 from transferops.rank.results import to_json
 from transferops.rank.sources import source_candidates
 
@@ -22,6 +27,7 @@ __all__ = [
     "RankingQuality",
     "compare_scores",
     "default_scores",
+    "embedding_relations",
     "evaluate_ranking",
     "extract",
     "extract_cached",
@@ -29,5 +35,7 @@ __all__ = [
     "load_candidate",
     "rank_candidates",
     "source_candidates",
+    "source_relations",
     "to_json",
+    "transport_relations",
 ]

@@ -57,6 +57,8 @@ def load_candidate(name: str, *, pretrained: bool = True) -> Candidate:
 
 def _from_function(name: str, function: str, _: bool) -> Any:
     module_name = name.partition(":")[0]
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        fail("model", "a module's name, such as package.module, before ':'", repr(name))
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:

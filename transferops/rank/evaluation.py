@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from transferops._bootstrap import expanded_tail
 from transferops._validate import check_array, check_positive_int, describe, fail
 
 FloatArray = NDArray[np.float64]
@@ -80,9 +81,10 @@ def evaluate_ranking(
         accuracies: Of the same shape; higher is better.
         k: Candidates that one would try, 1 to M.
         confidence: Of the intervals, between 0 and 1.
-        resamples: Bootstrap resamples: of the candidates, with replacement, the same ones for all targets; percentile
-            intervals. With fewer than about 10 candidates they are rough. Where a resample leaves a measure
-            undefined (a single value repeated), it does not count.
+        resamples: Bootstrap resamples: of the candidates, with replacement, the same ones for all targets. The
+            intervals are percentiles of them, expanded for the number of candidates; with fewer than about 10
+            candidates they are rough. Where a resample leaves a measure undefined (a single value repeated), it does
+            not count.
         seed: Of the resamples.
 
     Returns:
@@ -110,7 +112,7 @@ def evaluate_ranking(
 
     everything = np.arange(candidates)[None]
     drawn = np.random.default_rng(seed).integers(candidates, size=(resamples, candidates))
-    tail = 50 * (1 - confidence)
+    tail = 100 * expanded_tail(candidates, 1 - confidence)
     measures = {}
     for name, measure in _MEASURES.items():
         value = _over_targets(measure, scores, accuracies, everything, k)[0]

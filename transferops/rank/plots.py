@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transferops._figures import DPI, new_figure
+from transferops._figures import new_figure, save_figure
 from transferops.rank.ranking import Ranking
 
 
@@ -41,7 +41,7 @@ def plot_ranking(ranking: Ranking, path: str | os.PathLike[str]) -> None:
     axes.set_xticks(range(len(ranking.scores)), ranking.scores, rotation=45, ha="right", fontsize=8)
     axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.set_title(f"{ranking.target}: {ranking.samples} samples; darker promises more in its column", fontsize=9)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path)
 
 
 def _relative_ranks(values: NDArray[np.float64]) -> Any:

@@ -12,6 +12,10 @@ from transferops.rank.ranking import Ranking
 def to_json(ranking: Ranking, **about: Any) -> dict[str, Any]:
     """The document that ``transferops rank --json`` writes.
 
+    Args:
+        ranking: What :func:`transferops.rank.rank_candidates` has found.
+        about: Further entries, put first.
+
     Returns:
         ``target``, ``samples``, ``classes``, ``scores`` (names), ``candidates`` (a list in the order given, each with
         ``name``, ``layer``, ``scores`` by name with ``null`` where there is none, ``notes`` by score, ``mean_rank``),

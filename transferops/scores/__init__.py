@@ -2,8 +2,8 @@
 
 Every score is a function (``h_score(features, labels)``) and a streaming class of the same name (``HScore`` with
 ``update``, ``merge``, ``compute``, ``details``, ``state_dict``, ``all_reduce`` and scikit-learn's ``fit``). Higher
-means more transferable throughout. :data:`SCORES` has them by name; :func:`score_all` and :class:`ScoreCollection`
-compute several in one pass.
+means more transferable throughout. :data:`SCORES` has them by name, :data:`RELATIONS` those that compare two sets of
+samples; :func:`score_all` and :class:`ScoreCollection` compute several in one pass.
 """
 
 from transferops.scores._warnings import ScoreWarning
@@ -15,7 +15,7 @@ from transferops.scores.gbc import Gbc, gbc
 from transferops.scores.h_score import HScore, HScoreDetails, h_score
 from transferops.scores.knn import Knn, knn
 from transferops.scores.leep import Leep, Nce, leep, nce
-from transferops.scores.log_me import LogMe, log_me
+from transferops.scores.log_me import LogMe, LogMeDetails, log_me
 from transferops.scores.moments import FeatureMoments, MomentsAccumulator
 from transferops.scores.multi_source import Combination, MultiSourceHScore, multi_source_h_score
 from transferops.scores.n_leep import NLeep, n_leep
@@ -23,12 +23,13 @@ from transferops.scores.otce import Otce, otce
 from transferops.scores.parc import Parc, parc
 from transferops.scores.pge import PgeResult, PrincipalGradientExpectation
 from transferops.scores.pge_gap import pge_cosine, pge_gap
-from transferops.scores.registry import SCORES
+from transferops.scores.registry import RELATIONS, SCORES
 from transferops.scores.sfda import Sfda, sfda
 from transferops.scores.task2vec import asymmetric_task_distance, task_distance, task_embedding
 from transferops.scores.trans_rate import TransRate, trans_rate
 
 __all__ = [
+    "RELATIONS",
     "SCORES",
     "Combination",
     "Energy",
@@ -40,6 +41,7 @@ __all__ = [
     "Knn",
     "Leep",
     "LogMe",
+    "LogMeDetails",
     "MomentsAccumulator",
     "MultiSourceHScore",
     "NLeep",

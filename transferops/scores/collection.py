@@ -66,7 +66,11 @@ class ScoreCollection:
         return self
 
     def merge(self, other: ScoreCollection) -> Self:
-        """Add all that ``other``, a collection of the same scores, has seen; ``other`` is left as it is."""
+        """Add all that ``other``, a collection of the same scores, has seen; ``other`` is left as it is.
+
+        Raises:
+            ValueError: ``other`` has other scores or options.
+        """
         if not isinstance(other, ScoreCollection) or other._signature() != self._signature():
             fail("other", f"a ScoreCollection of {', '.join(self.names)} with the same options", describe(other))
         self._data.merge(other._data)  # type: ignore[arg-type]
@@ -80,7 +84,11 @@ class ScoreCollection:
         return values
 
     def details(self) -> dict[str, Any]:
-        """Every score and what it rests on. Issues no warning."""
+        """Every score and what it rests on. Issues no warning.
+
+        Raises:
+            ValueError: no sample has been seen.
+        """
         if self.samples == 0:
             fail("features", "at least one sample before the scores are computed", "none")
         view = feature_set(self._data, norms=self._norms)
@@ -96,7 +104,11 @@ class ScoreCollection:
         return {"scores": self._signature(), "data": self._data.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace what was seen by what a collection of the same scores returned."""
+        """Replace what was seen by what a collection of the same scores returned.
+
+        Raises:
+            ValueError: it is of other scores or options.
+        """
         if not isinstance(state, dict) or state.get("scores") != self._signature():
             fail(
                 "state", f"that of a ScoreCollection of {', '.join(self.names)} with the same options", describe(state)

@@ -150,16 +150,9 @@ class HScore(FeatureScore):
             )
             if sigma == 0:
                 return self._constant_features(samples, dimension, classes)
-            # tr(S_alpha^-1 R R^T) with R = F^T Z; Woodbury turns the D x D inverse into that of W.
-            floor = samples * alpha * sigma
-            if floor == 0:
-                floor = torch.finfo(torch.float64).eps * float(gram.trace())
-            projected = gram @ indicator
-            inner = gram * (1 - alpha)
-            inner.diagonal().add_(floor)
-            solved = torch.cholesky_solve(projected, torch.linalg.cholesky(inner))
-            ratio = (indicator * projected).sum() - (1 - alpha) * (projected * solved).sum()
-            solution = _Solution(float(ratio) * samples / floor, min(samples - 1, dimension), "samples", "")
+            solution = _Solution(
+                _regularized_trace(gram, indicator, alpha, sigma), min(samples - 1, dimension), "samples", ""
+            )
             return self._regularized(solution, alpha, samples, dimension, classes)
         # The plain score does not depend on the scale of a feature; unit variance keeps small ones from being lost.
         centred = features.double() - features.double().mean(0)
@@ -269,6 +262,23 @@ def _ledoit_wolf(trace: Tensor, square: Tensor, quartic: Tensor, samples: int, d
     spread = max(float(square) - dimension * sigma**2, 0.0)
     noise = min(max((float(quartic) / samples - float(square)) / samples, 0.0), spread)
     return (noise / spread if noise > 0 else 0.0), sigma
+
+
+def _regularized_trace(gram: Tensor, indicator: Tensor, alpha: float, sigma: float) -> float:
+    """tr(S_alpha^-1 R R^T) from K = F F^T [N, N] and Z; S_alpha = (1 - alpha) F^T F / N + alpha sigma I, R = F^T Z."""
+    samples = len(gram)
+    floor = samples * alpha * sigma
+    if floor > 1e-6 * float(gram.trace()):  # Woodbury's formula; what cancels in it is relative to the floor
+        projected = gram @ indicator
+        inner = gram * (1 - alpha)
+        inner.diagonal().add_(floor)
+        solved = torch.cholesky_solve(projected, torch.linalg.cholesky(inner))
+        ratio = (indicator * projected).sum() - (1 - alpha) * (projected * solved).sum()
+        return float(ratio) * samples / floor
+    values, vectors = torch.linalg.eigh(gram)
+    kept = values > samples * torch.finfo(torch.float64).eps * values[-1]
+    values, along = values[kept], (vectors[:, kept].mT @ indicator).square().sum(1)
+    return float((samples * values / ((1 - alpha) * values + floor) * along).sum())
 
 
 def _trace_of_ratio(matrix: Tensor, means: Tensor, moments: FeatureMoments) -> _Solution:

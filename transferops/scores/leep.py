@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
+from transferops import ops
 from transferops._validate import as_tensor, describe, fail
 from transferops.scores.base import Collection, Score, ScoreDetails
 from transferops.scores.rows import Rows
-
-_BLOCK_ELEMENTS = 1 << 20  # of a block of rows and its gathered conditionals: they stay in the last-level cache
-_BAG_ROWS = 256  # rows summed in the probabilities' own dtype before their sum enters the float64 total
 
 
 class Leep(Score):
@@ -28,51 +27,35 @@ class Leep(Score):
 
     name = "leep"
     takes = "probabilities"
+    _checks_late = False  # whether the rows are looked at as they are added up, not by ``update``
+
+    def update(self, values: Tensor | Any, labels: Tensor | Any) -> Self:
+        """Add a batch. Arguments and errors as for the function; an empty batch, and one refused, change nothing."""
+        probabilities, _ = _check_form(values, labels)
+        wide = None if probabilities.dtype == torch.float64 else torch.float32
+        if len(probabilities):
+            _check_rows(probabilities, probabilities.sum(1, dtype=wide), probabilities.amin(1))
+        return super().update(values, labels)
 
     def _collection(self) -> Collection:
-        return Rows(_check_probabilities)
+        return Rows(_check_form)
 
     def _evaluate(self, data: Any) -> ScoreDetails:
         probabilities, labels = data.all()
         classes, index = torch.unique(labels, return_inverse=True)
-        value, mass = log_expected_prediction(probabilities, index, len(classes))
-        rank = int((mass > 0).sum())
+        found = ops.empirical_prediction(probabilities, index, len(classes))
+        if self._checks_late:
+            _check_rows(probabilities, found.totals, found.lowest)
+        value, rank = mean_log(found)
         return ScoreDetails(value, len(labels), len(classes), probabilities.shape[1], rank=rank)
 
 
-def log_expected_prediction(probabilities: Tensor, index: Tensor, classes: int) -> tuple[float, Tensor]:
-    """LEEP of checked probabilities [N, C_s] and classes 0 .. C-1 [N]; and the mass of each source class [C_s].
-
-    Sums over rows in float64; the products of float32 and narrower probabilities in float32.
-    """
-    samples, width = probabilities.shape
-    values = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
-    joint = _sums_by_class(values, index, classes)
-    mass = joint.sum(0)
-    conditional = (joint / torch.where(mass > 0, mass, 1)).to(values.dtype)
-    rows = max(_BLOCK_ELEMENTS // width, 1)
-    expected = [
-        conditional.index_select(0, labels).mul_(block).sum(1)
-        for block, labels in zip(torch.split(values, rows), torch.split(index, rows))
-    ]
-    return min(float(torch.cat(expected).double().log().sum()) / samples, 0.0), mass
+def mean_log(found: ops.EmpiricalPrediction) -> tuple[float, int]:
+    """LEEP of checked probabilities, and how many source classes have mass."""
+    return min(float(found.prediction.log().mean()), 0.0), int((found.mass > 0).sum())
 
 
-def _sums_by_class(values: Tensor, index: Tensor, classes: int) -> Tensor:
-    """[C, C_s] float64, the sum of the rows of each class."""
-    order = index.argsort(stable=True)
-    sizes = torch.bincount(index, minlength=classes)
-    # Each class in bags of at most _BAG_ROWS rows: embedding_bag adds rows where they lie, without a sorted copy.
-    bags = (sizes + _BAG_ROWS - 1) // _BAG_ROWS
-    owner = torch.repeat_interleave(bags)
-    within = torch.arange(len(owner), device=index.device) - (bags.cumsum(0) - bags)[owner]
-    offsets = (sizes.cumsum(0) - sizes)[owner] + within * _BAG_ROWS
-    partial = torch.nn.functional.embedding_bag(order, values, offsets, mode="sum")
-    joint = values.new_zeros(classes, values.shape[1], dtype=torch.float64)
-    return joint.index_add_(0, owner, partial.double())
-
-
-def _check_probabilities(values: Any, labels: Any) -> tuple[Tensor, Tensor]:
+def _check_form(values: Any, labels: Any) -> tuple[Tensor, Tensor]:
     probabilities = as_tensor("source_probabilities", values).detach()
     targets = check_labels("labels", labels)
     if not probabilities.is_floating_point():
@@ -80,23 +63,21 @@ def _check_probabilities(values: Any, labels: Any) -> tuple[Tensor, Tensor]:
     if probabilities.dim() != 2 or probabilities.shape[1] == 0:
         fail("source_probabilities", "shape [N, C_s] with C_s >= 1", describe(probabilities))
     check_lengths("source_probabilities", probabilities, targets)
-    wide = None if probabilities.dtype == torch.float64 else torch.float32
-    blocks = torch.split(probabilities, max(_BLOCK_ELEMENTS // probabilities.shape[1], 1))
-    facts = [(block.sum(1, dtype=wide), block.amin(1)) for block in blocks]  # in one read
-    sums, lowest = (torch.cat(column) for column in zip(*facts))
+    return probabilities, targets
+
+
+def _check_rows(probabilities: Tensor, totals: Tensor, lowest: Tensor) -> None:
+    """Refuse rows that are no probabilities, by the sum and the smallest element of each."""
     tolerance = probabilities.shape[1] * torch.finfo(probabilities.dtype).eps + 1e-4
-    bad = (~((sums - 1).abs() <= tolerance)).nonzero()
+    bad = (~((totals - 1).abs() <= tolerance)).nonzero()
     if len(bad):
         row = int(bad[0])
-        fail("source_probabilities", "rows that sum to 1", f"a sum of {float(sums[row]):.6g} in row {row}")
+        fail("source_probabilities", "rows that sum to 1", f"a sum of {float(totals[row]):.6g} in row {row}")
     if bool((lowest < 0).any()):
-        position = (probabilities < 0).nonzero()[0].tolist()
-        fail(
-            "source_probabilities",
-            "no negative value",
-            f"{probabilities[tuple(position)].item():.6g} at position {position}",
-        )
-    return probabilities, targets
+        row = int((lowest < 0).nonzero()[0])
+        column = int((probabilities[row] < 0).nonzero()[0])
+        value = float(probabilities[row, column])
+        fail("source_probabilities", "no negative value", f"{value:.6g} at position {[row, column]}")
 
 
 class Nce(Score):
@@ -140,7 +121,9 @@ def leep(source_probabilities: Tensor | Any, labels: Tensor | Any) -> float:
         TypeError: an argument is no array or has the wrong kind of dtype.
         ValueError: shapes or devices disagree, no samples, a negative probability, a row that does not sum to 1.
     """
-    return Leep()._once(source_probabilities, labels)
+    score = Leep()
+    score._checks_late = True  # saves a read
+    return score._once(source_probabilities, labels)
 
 
 def nce(source_labels: Tensor | Any, labels: Tensor | Any) -> float:

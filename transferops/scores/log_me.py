@@ -23,6 +23,7 @@ maximum where the published fixed-point iteration stops near a local one.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,6 +39,17 @@ _GRID = 128  # values of lambda, from far below the smallest eigenvalue to far a
 _NEWTON_STEPS = 12  # at most; bisection steps included
 _EXACT = 1e-12  # share of |y|^2 below which what a fit leaves is rounding
 _NEWTON_TOLERANCE = 1e-7  # in ln lambda: the value, flat at its maximum, is then right to rounding
+
+
+@dataclass(frozen=True)
+class LogMeDetails(ScoreDetails):
+    """:class:`transferops.scores.ScoreDetails`, and where the maximum is.
+
+    Attributes:
+        penalties: lambda = alpha / beta at the maximum, for every class or output; inf without features.
+    """
+
+    penalties: tuple[float, ...] = ()
 
 
 def log_me(features: Tensor | Any, labels: Tensor | Any) -> float:
@@ -64,7 +76,7 @@ def log_me(features: Tensor | Any, labels: Tensor | Any) -> float:
 
 
 class LogMe(FeatureScore):
-    """Streaming :func:`log_me`, over batches in any order.
+    """Streaming :func:`log_me`, over batches in any order; ``details()`` returns :class:`LogMeDetails`.
 
     Args:
         regression: the labels are floating-point targets [N] or [N, M]; the rows are then kept.
@@ -92,7 +104,7 @@ class LogMe(FeatureScore):
     def _view(self, data: Any) -> Any:
         return data.all() if self.regression else super()._view(data)
 
-    def _evaluate(self, data: Any) -> ScoreDetails:
+    def _evaluate(self, data: Any) -> LogMeDetails:
         if self.regression:
             features, targets = data
             spectrum = spectrum_of_features(features, targets)
@@ -108,7 +120,7 @@ def _spectrum(data: FeatureSet) -> Spectrum:
     return spectrum_of_moments(data.moments)
 
 
-def _details(spectrum: Spectrum, shape: tuple[int, ...], squares: Tensor, classes: int) -> ScoreDetails:
+def _details(spectrum: Spectrum, shape: tuple[int, ...], squares: Tensor, classes: int) -> LogMeDetails:
     """LogME from the spectrum and |y|^2 [M]."""
     values, coefficients = spectrum
     samples, dimension = shape
@@ -125,24 +137,34 @@ def _details(spectrum: Spectrum, shape: tuple[int, ...], squares: Tensor, classe
             f"log_me: the features fit {exact} of {len(squares)} outputs exactly up to rounding; the evidence of these "
             "grows without bound and is held at the level of rounding"
         )
-    value = _mean_evidence(values, coefficients, squares, missed, samples)
-    return ScoreDetails(value, samples, classes, dimension, rank=len(values), warnings=tuple(warnings))
+    value, penalties = _mean_evidence(values, coefficients, squares, missed, samples)
+    return LogMeDetails(
+        value,
+        samples,
+        classes,
+        dimension,
+        rank=len(values),
+        warnings=tuple(warnings),
+        penalties=tuple(penalties.tolist()),
+    )
 
 
-def _mean_evidence(values: Tensor, coefficients: Tensor, squares: Tensor, missed: Tensor, samples: int) -> float:
+def _mean_evidence(
+    values: Tensor, coefficients: Tensor, squares: Tensor, missed: Tensor, samples: int
+) -> tuple[float, Tensor]:
+    """LogME, and lambda [M] at the maxima."""
     squares = squares.clamp(min=1e-300)
     # Scale y to |y|^2 = N and s to a largest of 1: then all that follows is dimensionless.
     coefficients = coefficients * (samples / squares).unsqueeze(1)
     constant = 0.5 * torch.log(samples / squares) - 0.5 - 0.5 * math.log(2 * math.pi)
     if len(values) == 0:
-        return float(constant.mean())
-    values = values / values[-1]
-    evidence = _maximum_over_lambda(values, coefficients, missed * samples, samples)
-    return float((constant + evidence).mean())
+        return float(constant.mean()), torch.full_like(constant, torch.inf)
+    evidence, log_lambda = _maximum_over_lambda(values / values[-1], coefficients, missed * samples, samples)
+    return float((constant + evidence).mean()), log_lambda.exp() * values[-1]
 
 
-def _maximum_over_lambda(values: Tensor, coefficients: Tensor, outside: Tensor, samples: int) -> Tensor:
-    """max over lambda of 1/2 ln(N/Q) + 1/(2N) sum ln(lambda/(lambda+s)), for each of the M outputs."""
+def _maximum_over_lambda(values: Tensor, coefficients: Tensor, outside: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """max over lambda of 1/2 ln(N/Q) + 1/(2N) sum ln(lambda/(lambda+s)) for each of the M outputs, and ln lambda."""
     # Fewer directions than samples and an exact fit: the evidence grows without bound, and Q is held at rounding level.
     floor = 1e-14 * samples if len(values) < samples else 1e-300
 
@@ -167,10 +189,11 @@ def _maximum_over_lambda(values: Tensor, coefficients: Tensor, outside: Tensor, 
     best = table.argmax(1)
     step = float(grid[1] - grid[0])
     lower, upper = grid[best] - step, grid[best] + step
-    point = grid[best]
+    point = place = grid[best]
     result = table.max(1).values
     for _ in range(_NEWTON_STEPS):
         objective, first, second = terms(point.unsqueeze(1))
+        place = torch.where(objective >= result, point, place)
         result = torch.maximum(result, objective)
         lower, upper = torch.where(first > 0, point, lower), torch.where(first > 0, upper, point)
         newton = point - first / torch.where(second < 0, second, -torch.inf)
@@ -179,6 +202,6 @@ def _maximum_over_lambda(values: Tensor, coefficients: Tensor, outside: Tensor, 
         done = float((moved - point).abs().max()) < _NEWTON_TOLERANCE
         point = moved
         if done:
-            return result
+            return result, place
     objective, _, _ = terms(point.unsqueeze(1))
-    return torch.maximum(result, objective)
+    return torch.maximum(result, objective), torch.where(objective >= result, point, place)

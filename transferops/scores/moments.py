@@ -91,7 +91,11 @@ class FeatureMoments:
         )
 
     def merge(self, other: FeatureMoments) -> FeatureMoments:
-        """The moments of both sets of samples together."""
+        """The moments of both sets of samples together.
+
+        Raises:
+            ValueError: they differ in their number of features, their device, or in having norm moments.
+        """
         if self.mean.shape != other.mean.shape:
             fail("other", f"{self.mean.numel()} features", f"{other.mean.numel()}")
         if self.mean.device != other.mean.device:
@@ -209,7 +213,12 @@ class MomentsAccumulator:
                 self._fold_waiting()
 
     def merge(self, other: MomentsAccumulator) -> None:
-        """Add all that ``other`` has seen; ``other`` is left as it is."""
+        """Add all that ``other`` has seen; ``other`` is left as it is.
+
+        Raises:
+            TypeError: ``other`` is something else.
+            ValueError: the numbers of features differ, or only one keeps norm moments.
+        """
         if not isinstance(other, MomentsAccumulator):
             fail("other", "a MomentsAccumulator", describe(other), TypeError)
         if self.norms != other.norms:
@@ -252,7 +261,11 @@ class MomentsAccumulator:
         return {"norms": self.norms, "folded": folded, "waiting": [list(rows) for rows in self._waiting]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace what was seen by that of a state."""
+        """Replace what was seen by that of a state.
+
+        Raises:
+            ValueError: only one of the two keeps norm moments.
+        """
         if state["norms"] != self.norms:
             fail("state", f"norms={self.norms}", f"norms={state['norms']}")
         self._folded, self._waiting, self._waiting_rows = None, [], 0
@@ -264,7 +277,11 @@ class MomentsAccumulator:
             self.update(features, labels)
 
     def all_reduce(self, group: Any = None) -> None:
-        """Sum the moments of all processes; at most D samples in all are gathered as rows instead."""
+        """Sum the moments of all processes; at most D samples in all are gathered as rows instead.
+
+        Raises:
+            ValueError: torch.distributed is not initialised, or the processes' samples differ in shape.
+        """
         _distributed.check_group()
         device = _distributed.device_of(self._device() if self.samples else None)
         everyone = _distributed.gather((self.samples, self.dimension, self.norms), group)

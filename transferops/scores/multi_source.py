@@ -52,6 +52,9 @@ class MultiSourceHScore(Score):
         signed: let weights be negative; otherwise they are at least 0 and sum to 1, as in the paper.
         shrinkage: replace S(w) by (1 - a) S(w) + a tr S(w)/D I, 0 <= a < 1 [derived].
 
+    Raises:
+        ValueError: an option is out of range.
+
     Example:
         >>> score = MultiSourceHScore(sources=3)
         >>> score.update([features_a, features_b, features_c], labels)

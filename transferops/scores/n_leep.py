@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transferops import ops
 from transferops._validate import check_positive_int, describe, fail
 from transferops.scores._extras import collected_warnings, load
 from transferops.scores.base import ScoreDetails
 from transferops.scores.features import FeatureScore, FeatureSet
-from transferops.scores.leep import log_expected_prediction
+from transferops.scores.leep import mean_log
 
 
 class NLeep(FeatureScore):
@@ -43,8 +44,9 @@ class NLeep(FeatureScore):
     def _evaluate(self, data: FeatureSet) -> ScoreDetails:
         mixture = load("sklearn.mixture", "scikit-learn", "n_leep")
         clusters = self.components_per_class * data.classes
-        if data.samples < clusters:
-            fail("features", f"at least {clusters} samples, one per component of the mixture", f"{data.samples}")
+        if data.samples < max(clusters, 2):
+            expected = f"at least {max(clusters, 2)} samples for a mixture of {clusters} components"
+            fail("features", expected, f"{data.samples}")
         points = data.principal_components(self.variance)
         warnings = []
         if points.shape[1] == 0:
@@ -59,7 +61,7 @@ class NLeep(FeatureScore):
             posterior = model.fit(points.cpu().numpy()).predict_proba(points.cpu().numpy())
         warnings.extend(f"n_leep: {message}" for message in messages)
         probabilities = torch.from_numpy(posterior).to(points.device)
-        value, mass = log_expected_prediction(probabilities, data.index, data.classes)
+        value, kept = mean_log(ops.empirical_prediction(probabilities, data.index, data.classes))
         return ScoreDetails(
             value,
             data.samples,
@@ -67,7 +69,7 @@ class NLeep(FeatureScore):
             data.dimension,
             rank=points.shape[1],
             warnings=tuple(warnings),
-            parts={"clusters": float((mass > 0).sum()), "iterations": float(model.n_iter_)},
+            parts={"clusters": float(kept), "iterations": float(model.n_iter_)},
         )
 
 
@@ -82,7 +84,8 @@ def n_leep(
     """LEEP over the clusters of a Gaussian mixture; higher means more transferable.
 
     Args:
-        features: [N, D] float32, float64, float16 or bfloat16; at least components_per_class * C samples.
+        features: [N, D] float32, float64, float16 or bfloat16; two samples or more, and at
+            least components_per_class * C.
         labels: [N] integers of any values.
         components_per_class: of the mixture, per target class.
         variance: share of the variance that the principal components carry, below 1.

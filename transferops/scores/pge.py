@@ -151,7 +151,11 @@ class PrincipalGradientExpectation:
         return self._running(task).mean()
 
     def variance(self, task: str) -> list[Tensor]:
-        """Variance of every weight's gradient over restarts and batches (n - 1 in the denominator)."""
+        """Variance of every weight's gradient over restarts and batches (n - 1 in the denominator).
+
+        Raises:
+            ValueError: no variance was asked for, or the task is unknown.
+        """
         if not self.keeps_variance:
             fail("variance", "an expectation that was told variance=True", "variance=False")
         return self._running(task).variance()
@@ -180,7 +184,12 @@ class PrincipalGradientExpectation:
         return PgeResult(tuple(self._tasks), gaps(whole), cosines(whole), whole.diagonal().sqrt(), errors[0], errors[1])
 
     def merge(self, other: PrincipalGradientExpectation) -> PrincipalGradientExpectation:
-        """Add what ``other`` has seen: other restarts, other batches or other tasks; ``other`` is left as it is."""
+        """Add what ``other`` has seen: other restarts, other batches or other tasks; ``other`` is left as it is.
+
+        Raises:
+            TypeError: ``other`` is something else.
+            ValueError: its settings are others.
+        """
         if not isinstance(other, PrincipalGradientExpectation):
             fail("other", "a PrincipalGradientExpectation", describe(other), TypeError)
         self._check_settings("other", other._settings())
@@ -192,7 +201,11 @@ class PrincipalGradientExpectation:
         return self
 
     def all_reduce(self, group: Any = None) -> PrincipalGradientExpectation:
-        """Join the ranks of ``torch.distributed``; all end with the whole. To be called once, at the end."""
+        """Join the ranks of ``torch.distributed``; all end with the whole. To be called once, at the end.
+
+        Raises:
+            ValueError: torch.distributed is not initialised, or the ranks disagree.
+        """
         check_group()
         heads = [head for head in gather(self._head, group) if head is not None]
         if self._head is None and heads:  # no batch has come here

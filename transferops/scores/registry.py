@@ -23,3 +23,11 @@ SCORES: dict[str, type[Score]] = {
 ``takes`` of the class says what its ``update`` takes beside labels: "features", "probabilities" or "logits" of the
 source model, or "source_labels"; ``requires``, which package it needs beyond torch and NumPy, if any.
 """
+
+RELATIONS: dict[str, str | None] = {"pge": None, "pge_cosine": None, "task2vec": None, "otce": "POT"}
+"""Scores of two sets of samples, a source's beside the target's, and the package that each needs.
+
+They need more than one ``update(values, labels)`` can give: gradients of a shared network, a shared probe, or the
+source's own features. :func:`transferops.rank.source_relations` computes them by name; here they are
+:class:`PrincipalGradientExpectation`, :func:`task_embedding` with :func:`task_distance`, and :class:`Otce`.
+"""

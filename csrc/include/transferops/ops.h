@@ -63,6 +63,23 @@ inline NormMoments norm_moments(const at::Tensor& features, const at::Tensor& sh
     return {cubic, quartic};
 }
 
+struct EmpiricalPrediction {
+    at::Tensor prediction;  // [N] float64
+    at::Tensor mass;        // [C_s] float64, sums of the columns
+    at::Tensor totals;      // [N] float64, sums of the rows
+    at::Tensor lowest;      // [N] float64, smallest elements of the rows
+};
+
+inline EmpiricalPrediction empirical_prediction(const at::Tensor& probabilities, const at::Tensor& labels,
+                                                std::int64_t num_classes) {
+    using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::empirical_prediction", "")
+                               .typed<Result(const at::Tensor&, const at::Tensor&, std::int64_t)>();
+    auto [prediction, mass, totals, lowest] = op.call(probabilities, labels, num_classes);
+    return {prediction, mass, totals, lowest};
+}
+
 // Per-sample gradients of weights, G_n, summarised: sum_n G_n * G_n, <G_n, D_k> and |G_n|^2.
 
 inline at::Tensor linear_fisher_diagonal(const at::Tensor& inputs, const at::Tensor& grad_outputs) {
@@ -141,6 +158,17 @@ inline void gradient_expectation_(at::TensorList means, at::TensorList squares, 
                                .findSchemaOrThrow("transferops::gradient_expectation_", "")
                                .typed<void(at::TensorList, at::TensorList, at::TensorList, bool, std::int64_t)>();
     op.call(means, squares, gradients, stacked, count);
+}
+
+// `means` are the tensors of `lists` lists, one list after the other; `squares` (which may be empty) and `gradients`
+// those of the first counts.size() of them. The inner products of the means afterwards.
+inline at::Tensor gradient_expectation_gram_(at::TensorList means, at::TensorList squares, at::TensorList gradients,
+                                             bool stacked, at::IntArrayRef counts, std::int64_t lists) {
+    static const auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("transferops::gradient_expectation_gram_", "")
+            .typed<at::Tensor(at::TensorList, at::TensorList, at::TensorList, bool, at::IntArrayRef, std::int64_t)>();
+    return op.call(means, squares, gradients, stacked, counts, lists);
 }
 
 // `gradients` are the tensors of `lists` lists, one list after the other.

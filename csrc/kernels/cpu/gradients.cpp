@@ -75,24 +75,17 @@ constexpr std::int64_t kPartDoubles = 1 << 22;  // of so many doubles in all
 constexpr std::int64_t kAhead = 8;              // blocks between asking for one and reading it
 constexpr std::int64_t kGroup = 2;              // rows that one row is multiplied with at a time
 
-typedef double Lanes __attribute__((vector_size(64), aligned(8), may_alias));
-constexpr std::int64_t kLanes = 8;
-
-__attribute__((always_inline)) inline double sum_of(const Lanes& x) {
-    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
-}
-
 // sums[g] += <left, right + g * kBlock> for ROWS rows of a block. Every product is summed in the same order, in
 // whatever company, so that equal rows have equal products.
 template <int ROWS>
 __attribute__((always_inline)) inline void add_products(const double* left, const double* right, double* sums) {
     constexpr std::int64_t kChains = 2;  // independent sums, which hide the latency of the fused multiply-add
-    Lanes lanes[ROWS][kChains] = {};
-    for (std::int64_t i = 0; i < kBlock; i += kChains * kLanes)
+    EightDoubles lanes[ROWS][kChains] = {};
+    for (std::int64_t i = 0; i < kBlock; i += kChains * kEight)
         for (std::int64_t c = 0; c < kChains; ++c) {
-            const Lanes x = *reinterpret_cast<const Lanes*>(left + i + c * kLanes);
+            const EightDoubles x = *reinterpret_cast<const EightDoubles*>(left + i + c * kEight);
             for (int g = 0; g < ROWS; ++g)
-                lanes[g][c] += x * *reinterpret_cast<const Lanes*>(right + g * kBlock + i + c * kLanes);
+                lanes[g][c] += x * *reinterpret_cast<const EightDoubles*>(right + g * kBlock + i + c * kEight);
         }
     for (int g = 0; g < ROWS; ++g) sums[g] += sum_of(lanes[g][0] + lanes[g][1]);
 }
@@ -158,6 +151,33 @@ std::int64_t slices_for(std::int64_t tasks, std::int64_t size) {
                                     std::clamp<std::int64_t>(tasks, 1, kGramSlices));
 }
 
+// gram [rows, rows] of the segments; prepare(tensor, begin, end) runs before the products of those weights are taken,
+// which are then still in L2.
+template <class T, class Prepare>
+void gram_of_segments(const std::vector<GramSegment<T>>& segments, std::int64_t rows, std::int64_t step, double* gram,
+                      const ParallelFor& parallel_for, const Prepare& prepare) {
+    const std::int64_t area = rows * rows;
+    const std::vector<Piece> pieces = pieces_of(segments, kGramPiece);
+    const auto count = static_cast<std::int64_t>(pieces.size());
+    const std::int64_t slices = slices_for(count, area);
+    std::vector<double> parts(static_cast<std::size_t>(slices * area), 0.0);
+    parallel_for(slices, [&](std::int64_t slice) {
+        const auto block = aligned_buffer<double>((rows + 1) * kBlock);
+        for (std::int64_t index = slice * count / slices; index < (slice + 1) * count / slices; ++index) {
+            const Piece& piece = pieces[index];
+            for (std::int64_t begin = piece.begin; begin < piece.end; begin += step) {
+                const std::int64_t end = std::min(begin + step, piece.end);
+                prepare(piece.tensor, begin, end);
+                gram_piece(segments[piece.tensor], rows, begin, end, block.get(), parts.data() + slice * area);
+            }
+        }
+    });
+    std::fill_n(gram, area, 0.0);
+    add_parts(parts.data(), slices, area, gram);
+    for (std::int64_t k = 0; k < rows; ++k)
+        for (std::int64_t l = 0; l < k; ++l) gram[k * rows + l] = gram[l * rows + k];
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Summaries of per-sample gradients: a block of columns at a time, all samples of it.
 
@@ -196,25 +216,29 @@ void gradient_expectation(const std::vector<RunningMoments<T, S>>& tensors, std:
     });
 }
 
+template <class T, class S>
+void gradient_expectation_gram(const std::vector<RunningMoments<T, S>>& moments, std::int64_t lists,
+                               std::int64_t samples, const std::vector<std::int64_t>& counts, double* gram,
+                               const ParallelFor& parallel_for) {
+    std::vector<const S*> means;
+    for (const RunningMoments<T, S>& x : moments) means.push_back(x.mean);
+    std::vector<GramSegment<S>> segments;
+    for (std::size_t i = 0; i < moments.size(); i += lists) segments.push_back({means.data() + i, moments[i].size});
+    const auto update = [&](std::size_t tensor, std::int64_t begin, std::int64_t end) {
+        for (std::size_t k = 0; k < counts.size(); ++k) {
+            const RunningMoments<T, S>& x = moments[tensor * lists + k];
+            for (std::int64_t n = 0; n < samples; ++n)
+                prefetch_block(x.gradients + n * x.sample_stride + begin + kAhead * kBlock);
+            update_piece(x, begin, end, samples, counts[k]);
+        }
+    };
+    gram_of_segments(segments, lists, kBlock, gram, parallel_for, update);
+}
+
 template <class T>
 void weighted_gram(const std::vector<GramSegment<T>>& segments, std::int64_t rows, double* gram,
                    const ParallelFor& parallel_for) {
-    const std::int64_t area = rows * rows;
-    const std::vector<Piece> pieces = pieces_of(segments, kGramPiece);
-    const auto count = static_cast<std::int64_t>(pieces.size());
-    const std::int64_t slices = slices_for(count, area);
-    std::vector<double> parts(static_cast<std::size_t>(slices * area), 0.0);
-    parallel_for(slices, [&](std::int64_t slice) {
-        const auto block = aligned_buffer<double>((rows + 1) * kBlock);
-        for (std::int64_t index = slice * count / slices; index < (slice + 1) * count / slices; ++index) {
-            const Piece& piece = pieces[index];
-            gram_piece(segments[piece.tensor], rows, piece.begin, piece.end, block.get(), parts.data() + slice * area);
-        }
-    });
-    std::fill_n(gram, area, 0.0);
-    add_parts(parts.data(), slices, area, gram);
-    for (std::int64_t k = 0; k < rows; ++k)
-        for (std::int64_t l = 0; l < k; ++l) gram[k * rows + l] = gram[l * rows + k];
+    gram_of_segments(segments, rows, kGramPiece, gram, parallel_for, [](std::size_t, std::int64_t, std::int64_t) {});
 }
 
 template <class T>
@@ -242,13 +266,17 @@ void gradient_fisher_gram(const MatrixView<T>& gradients, const Compute<T>* dire
     for (std::int64_t i = 0; i < count * count; ++i) gram[i] /= samples;
 }
 
-#define TRANSFEROPS_INSTANTIATE(T)                                                                                  \
-    template void gradient_expectation(const std::vector<RunningMoments<T, float>>&, std::int64_t, std::int64_t,    \
-                                       const ParallelFor&);                                                         \
-    template void gradient_expectation(const std::vector<RunningMoments<T, double>>&, std::int64_t, std::int64_t,   \
-                                       const ParallelFor&);                                                         \
-    template void weighted_gram(const std::vector<GramSegment<T>>&, std::int64_t, double*, const ParallelFor&);     \
-    template void gradient_fisher_gram(const MatrixView<T>&, const Compute<T>*, std::int64_t, double*, Compute<T>*, \
+#define TRANSFEROPS_INSTANTIATE(T)                                                                                     \
+    template void gradient_expectation(const std::vector<RunningMoments<T, float>>&, std::int64_t, std::int64_t,       \
+                                       const ParallelFor&);                                                            \
+    template void gradient_expectation(const std::vector<RunningMoments<T, double>>&, std::int64_t, std::int64_t,      \
+                                       const ParallelFor&);                                                            \
+    template void gradient_expectation_gram(const std::vector<RunningMoments<T, float>>&, std::int64_t, std::int64_t,  \
+                                            const std::vector<std::int64_t>&, double*, const ParallelFor&);            \
+    template void gradient_expectation_gram(const std::vector<RunningMoments<T, double>>&, std::int64_t, std::int64_t, \
+                                            const std::vector<std::int64_t>&, double*, const ParallelFor&);            \
+    template void weighted_gram(const std::vector<GramSegment<T>>&, std::int64_t, double*, const ParallelFor&);        \
+    template void gradient_fisher_gram(const MatrixView<T>&, const Compute<T>*, std::int64_t, double*, Compute<T>*,    \
                                        double*, const ParallelFor&);
 TRANSFEROPS_INSTANTIATE(float)
 TRANSFEROPS_INSTANTIATE(double)

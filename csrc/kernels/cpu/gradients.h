@@ -31,6 +31,14 @@ template <class T, class S>
 void gradient_expectation(const std::vector<RunningMoments<T, S>>& tensors, std::int64_t samples, std::int64_t count,
                           const ParallelFor& parallel_for);
 
+// The same for `lists` lists of tensors at once, and gram [lists, lists] = the inner products of the means afterwards,
+// each list seen as one vector. moments is [tensors][lists], of the same size for a tensor in all lists. The first
+// counts.size() lists take gradients and hold counts[k] of them; of the others the means are read and nothing else.
+template <class T, class S>
+void gradient_expectation_gram(const std::vector<RunningMoments<T, S>>& moments, std::int64_t lists,
+                               std::int64_t samples, const std::vector<std::int64_t>& counts, double* gram,
+                               const ParallelFor& parallel_for);
+
 // `rows` vectors over one tensor's `size` weights.
 template <class T>
 struct GramSegment {

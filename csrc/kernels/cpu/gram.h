@@ -151,8 +151,9 @@ inline void mirror_upper(double* gram, std::int64_t width) {
 template <class T>
 void symmetric_gram(const GramOperand<T>& x, double* gram, const ParallelFor& parallel_for) {
     const std::int64_t area = x.width * x.width;
+    if (area == 0) return;  // and gram may be null
     std::memset(gram, 0, static_cast<std::size_t>(area) * sizeof(double));
-    if (area == 0 || x.depth == 0) return;
+    if (x.depth == 0) return;
     const std::int64_t slices = x.width <= kNarrow ? std::min(kSlices, ceil_div(x.depth, 4 * kDepth)) : 1;
     if (slices > 1) {
         const std::int64_t slice_rows = ceil_div(x.depth, slices);

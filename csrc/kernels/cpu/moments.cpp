@@ -1,7 +1,6 @@
 #include "moments.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "gram.h"
@@ -58,7 +57,7 @@ void class_sums(const MatrixView<T>& features, const std::int64_t* labels, std::
                 std::int64_t* counts, double* sums, const ParallelFor& parallel_for) {
     std::fill_n(counts, classes, 0);
     for (std::int64_t n = 0; n < features.rows; ++n) ++counts[labels[n]];
-    std::memset(sums, 0, static_cast<std::size_t>(classes * features.columns) * sizeof(double));
+    std::fill_n(sums, classes * features.columns, 0.0);
     parallel_for(ceil_div(features.columns, kStrip), [&](std::int64_t strip) {
         const std::int64_t begin = strip * kStrip;
         class_sums_strip(features, labels, shift, begin, std::min(begin + kStrip, features.columns), sums);

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <vector>
 
 #include "device.h"
 #include "gradients.h"
@@ -47,6 +48,14 @@ struct UpdateTable {
     int count;
 };
 
+// Welford's recurrence for one number; `share` is 1 over the number of samples with this one.
+template <class S>
+__device__ __forceinline__ void take_in(S value, S share, S& mean, S& squares) {
+    const S before = value - mean;
+    mean += before * share;
+    squares += before * (value - mean);
+}
+
 // One thread per 4 x 4 weights, which keeps their moments while the samples go by; Welford's recurrence. 256 threads,
 // at most 128 registers, no shared memory: 2 blocks per multiprocessor, each with up to 48 KiB of float in flight.
 // Floor: every gradient read once, the moments read and written once: (4 R + 8) d / 4.3e12 s for R float gradients of d
@@ -83,11 +92,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
         for (int u = 0; u < kUpdateUnroll; ++u)
 #pragma unroll
-            for (int v = 0; v < kUpdateWidth; ++v) {
-                const S value = convert<S>(values[u][0].values[v]), before = value - mean[u].values[v];
-                mean[u].values[v] += before * share;
-                squares[u].values[v] += before * (value - mean[u].values[v]);
-            }
+            for (int v = 0; v < kUpdateWidth; ++v)
+                take_in(convert<S>(values[u][0].values[v]), share, mean[u].values[v], squares[u].values[v]);
     }
 #pragma unroll
     for (int u = 0; u < kUpdateUnroll; ++u) {
@@ -130,6 +136,28 @@ struct GramTable {
     bool aligned[kMostSegments];
     int count;
 };
+
+// parts[block] = the sum of the threads' sums, of the upper triangle if kDiagonal. By the whole block, in 4 KiB of
+// shared memory.
+template <int kRows, bool kDiagonal>
+__device__ __forceinline__ void write_part(const double (&sums)[kRows][kRows], double* parts) {
+    double* const shared = dynamic_shared();
+    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+        for (int j = kDiagonal ? i : 0; j < kRows; ++j) {
+            const double sum = sum_lanes(sums[i][j]);
+            if (lane == 0) shared[warp * kRows * kRows + i * kRows + j] = sum;
+        }
+    __syncthreads();  // the warps' sums are complete
+    const int index = threadIdx.x, row = index / kRows, column = index % kRows;
+    if (row >= kRows || (kDiagonal && row > column)) return;
+    double sum = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += shared[w * kRows * kRows + index];
+    parts[std::int64_t{blockIdx.x} * kRows * kRows + index] = sum;
+}
 
 // parts[block][kRows][kRows], of a tile with itself the upper triangle only. Rows that do not exist repeat the last,
 // and their products are not used. 256 threads, at most 255 registers (128 for tiles of 4), 4 KiB of shared memory; 8
@@ -188,22 +216,85 @@ __global__ void __launch_bounds__(kThreads)
             }
         }
     }
-    double* const shared = dynamic_shared();
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    write_part<kRows, kDiagonal>(sums, parts);
+}
+
+// Means that change, and their Gram matrix: per segment the moments of kRows lists, those that do not exist empty.
+constexpr int kMostMoments = 720;
+
+template <class T, class S, int kRows>
+struct ExpectationGramTable {
+    static constexpr int kSegments = kMostMoments / kRows;
+
+    RunningMoments<T, S> moments[kSegments][kRows];
+    std::int64_t first_chunks[kSegments + 1];
+    std::int64_t counts[kRows];
+    bool aligned[kSegments];
+    int count, updated;  // segments; lists that take gradients
+};
+
+// The update and the products of the new means, which are still in registers, in one read of both. 256 threads, at most
+// 255 registers, 4 KiB of shared memory. Floor: per weight the bytes of K means read, and of U gradients and U means
+// (and twice that of the squares) read and written, over 4.3e12 B/s.
+template <class T, class S, int kRows>
+__global__ void __launch_bounds__(kThreads)
+    expectation_gram(const __grid_constant__ ExpectationGramTable<T, S, kRows> table, std::int64_t chunks,
+                     std::int64_t samples, double* parts) {
+    constexpr int kWidth = 16 / sizeof(S);
+    double sums[kRows][kRows] = {};
+    for (std::int64_t chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
+        const int piece = piece_of(table.first_chunks, table.count, chunk);
+        const RunningMoments<T, S>* const rows = table.moments[piece];
+        const bool aligned = table.aligned[piece];
+        const std::int64_t begin =
+            (chunk - table.first_chunks[piece]) * kGramChunk + std::int64_t{threadIdx.x} * kWidth;
+#pragma unroll 1
+        for (int step = 0; step < kGramChunk / (kThreads * kWidth); ++step) {
+            const std::int64_t place = begin + std::int64_t{step} * kThreads * kWidth;
+            Vector<S, kWidth> means[kRows][1], squares[kRows][1] = {};
 #pragma unroll
-    for (int i = 0; i < kRows; ++i)
+            for (int k = 0; k < kRows; ++k) {
+                const int width = elements_left<kWidth>(rows[k].size, place);
+                const bool begun = k >= table.updated || table.counts[k] > 0;
+                load_vectors(means[k], begun ? width : 0, aligned, [=](int) { return rows[k].mean + place; });
+                if (rows[k].squares)
+                    load_vectors(squares[k], begun ? width : 0, aligned, [=](int) { return rows[k].squares + place; });
+            }
+            for (std::int64_t n = 0; n < samples; ++n) {
+                Vector<T, kWidth> values[kRows][1];
 #pragma unroll
-        for (int j = kDiagonal ? i : 0; j < kRows; ++j) {
-            const double sum = sum_lanes(sums[i][j]);
-            if (lane == 0) shared[warp * kRows * kRows + i * kRows + j] = sum;
+                for (int k = 0; k < kRows; ++k)
+                    load_vectors(values[k], k < table.updated ? elements_left<kWidth>(rows[k].size, place) : 0, aligned,
+                                 [=](int) { return rows[k].gradients + n * rows[k].sample_stride + place; });
+#pragma unroll
+                for (int k = 0; k < kRows; ++k) {
+                    if (k >= table.updated) continue;
+                    const S share = S{1} / static_cast<S>(table.counts[k] + n + 1);
+#pragma unroll
+                    for (int v = 0; v < kWidth; ++v)
+                        take_in(convert<S>(values[k][0].values[v]), share, means[k][0].values[v],
+                                squares[k][0].values[v]);
+                }
+            }
+            // Element by element: nvcc 13.0 makes that of stores of 16 bytes, too.
+#pragma unroll
+            for (int k = 0; k < kRows; ++k)
+#pragma unroll
+                for (int v = 0; v < kWidth; ++v) {
+                    if (k >= table.updated || place + v >= rows[k].size) continue;
+                    rows[k].mean[place + v] = means[k][0].values[v];
+                    if (rows[k].squares) rows[k].squares[place + v] = squares[k][0].values[v];
+                }
+#pragma unroll
+            for (int v = 0; v < kWidth; ++v)
+#pragma unroll
+                for (int i = 0; i < kRows; ++i)
+#pragma unroll
+                    for (int j = i; j < kRows; ++j)
+                        sums[i][j] += to_double(means[i][0].values[v]) * to_double(means[j][0].values[v]);
         }
-    __syncthreads();  // the warps' sums are complete
-    const int index = threadIdx.x, row = index / kRows, column = index % kRows;
-    if (row >= kRows || (kDiagonal && row > column)) return;
-    double sum = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += shared[w * kRows * kRows + index];
-    parts[std::int64_t{blockIdx.x} * kRows * kRows + index] = sum;
+    }
+    write_part<kRows, true>(sums, parts);
 }
 
 // Adds the blocks' parts of a pair of tiles and writes both halves of the matrix. A block takes 32 elements. 256
@@ -352,11 +443,11 @@ __global__ void __launch_bounds__(kSumThreads, 4)
 // ---------------------------------------------------------------------------------------------------------------------
 // Launching.
 
-template <class T, class S>
+template <int kWidth, class T, class S>
 bool vectors_aligned(const RunningMoments<T, S>& x, std::int64_t samples) {
-    return x.size % kUpdateWidth == 0 && (samples == 1 || x.sample_stride % kUpdateWidth == 0) &&
-           is_aligned(x.gradients, kUpdateWidth * sizeof(T)) && is_aligned(x.mean, kUpdateWidth * sizeof(S)) &&
-           is_aligned(x.squares, kUpdateWidth * sizeof(S));
+    return x.size % kWidth == 0 && (samples == 1 || x.sample_stride % kWidth == 0) &&
+           is_aligned(x.gradients, kWidth * sizeof(T)) && is_aligned(x.mean, kWidth * sizeof(S)) &&
+           is_aligned(x.squares, kWidth * sizeof(S));
 }
 
 struct GramPlan {
@@ -403,6 +494,42 @@ std::int64_t fill_table(GramTable<T>& table, const GramSegment<T>* segments, std
     return chunks;
 }
 
+// Up to kRows lists: one launch for as many tensors as a table holds, and one for the sum.
+template <int kRows, class T, class S>
+cudaError_t launch_expectation_gram(const ExpectationGram<T, S>& x, double* gram, double* workspace,
+                                    int multiprocessors, cudaStream_t stream) {
+    using Table = ExpectationGramTable<T, S, kRows>;
+    const auto table = std::make_unique<Table>();
+    const GramPlan plan = plan_gram(x.lists, multiprocessors);
+    table->updated = x.samples > 0 ? static_cast<int>(x.updated) : 0;
+    std::copy_n(x.counts, x.updated, table->counts);
+    std::int64_t chunks = 0, parts = 0;
+    for (std::int64_t t = 0; t < x.tensors; ++t) {
+        const RunningMoments<T, S>* own = x.moments + t * x.lists;
+        table->first_chunks[table->count] = chunks;
+        bool aligned = true;
+        for (int k = 0; k < kRows; ++k) {
+            RunningMoments<T, S>& row = table->moments[table->count][k];
+            row = k < x.lists ? own[k] : RunningMoments<T, S>{};
+            aligned = aligned && vectors_aligned<16 / sizeof(S)>(row, x.samples);
+        }
+        table->aligned[table->count++] = aligned;
+        chunks += ceil_div(own->size, kGramChunk);
+        if (table->count < Table::kSegments && t + 1 < x.tensors) continue;
+        table->first_chunks[table->count] = chunks;
+        const std::int64_t blocks = std::min(chunks, plan.blocks);
+        const cudaError_t error =
+            launch(expectation_gram<T, S, kRows>, Grid{blocks, 1}, kThreads, kWarps * plan.part() * sizeof(double),
+                   stream, *table, chunks, x.samples, workspace + parts * plan.part());
+        if (error != cudaSuccess) return error;
+        parts += blocks;
+        table->count = 0;
+        chunks = 0;
+    }
+    return launch(gram_finish, Grid{ceil_div(plan.part(), kWarp), 1}, kSumThreads, kSumShared, stream, gram, workspace,
+                  parts, x.lists, std::int64_t{0}, std::int64_t{0}, plan.tile);
+}
+
 template <class T>
 std::int64_t fisher_blocks(const SampleGradients<T>& x, int multiprocessors) {
     return std::min(ceil_div(x.columns, kFisherChunk<T>), std::int64_t{2} * multiprocessors);
@@ -419,7 +546,7 @@ cudaError_t gradient_expectation(const RunningMoments<T, S>* tensors, std::int64
     for (std::int64_t t = 0; t < tensor_count; ++t) {
         if (tensors[t].size > 0) {
             table->tensors[table->count] = tensors[t];
-            table->aligned[table->count] = vectors_aligned(tensors[t], samples);
+            table->aligned[table->count] = vectors_aligned<kUpdateWidth>(tensors[t], samples);
             table->first_chunks[table->count++] = chunks;
             chunks += ceil_div(tensors[t].size, kUpdateChunk);
         }
@@ -432,6 +559,32 @@ cudaError_t gradient_expectation(const RunningMoments<T, S>* tensors, std::int64
         chunks = 0;
     }
     return cudaSuccess;
+}
+
+template <class T, class S>
+cudaError_t gradient_expectation_gram(const ExpectationGram<T, S>& x, double* gram, double* workspace,
+                                      int multiprocessors, cudaStream_t stream) {
+    if (x.lists <= 4) return launch_expectation_gram<4>(x, gram, workspace, multiprocessors, stream);
+    if (x.lists <= kGramRows) return launch_expectation_gram<kGramRows>(x, gram, workspace, multiprocessors, stream);
+    std::vector<RunningMoments<T, S>> list(static_cast<std::size_t>(x.tensors));
+    for (std::int64_t k = 0; k < x.updated; ++k) {
+        for (std::int64_t t = 0; t < x.tensors; ++t) list[t] = x.moments[t * x.lists + k];
+        const cudaError_t error = gradient_expectation(list.data(), x.tensors, x.samples, x.counts[k], stream);
+        if (error != cudaSuccess) return error;
+    }
+    std::vector<const S*> rows;
+    std::vector<GramSegment<S>> segments;
+    for (std::int64_t i = 0; i < x.tensors * x.lists; ++i) rows.push_back(x.moments[i].mean);
+    for (std::int64_t t = 0; t < x.tensors; ++t)
+        segments.push_back({rows.data() + t * x.lists, x.moments[t * x.lists].size, nullptr, nullptr});
+    return weighted_gram(segments.data(), x.tensors, x.lists, gram, workspace, multiprocessors, stream);
+}
+
+template <class T, class S>
+std::int64_t gradient_expectation_gram_workspace(const ExpectationGram<T, S>& x, int multiprocessors) {
+    const GramPlan plan = plan_gram(x.lists, multiprocessors);
+    const int segments = x.lists <= kGramRows ? kMostMoments / plan.tile : plan.segments(false);
+    return ceil_div(x.tensors, segments) * plan.blocks * plan.part();
 }
 
 template <class T>
@@ -507,6 +660,12 @@ std::int64_t gradient_fisher_gram_workspace(const SampleGradients<T>& x, int mul
                                               std::int64_t, cudaStream_t);                                            \
     template cudaError_t gradient_expectation(const RunningMoments<T, double>*, std::int64_t, std::int64_t,           \
                                               std::int64_t, cudaStream_t);                                            \
+    template cudaError_t gradient_expectation_gram(const ExpectationGram<T, float>&, double*, double*, int,           \
+                                                   cudaStream_t);                                                     \
+    template cudaError_t gradient_expectation_gram(const ExpectationGram<T, double>&, double*, double*, int,          \
+                                                   cudaStream_t);                                                     \
+    template std::int64_t gradient_expectation_gram_workspace(const ExpectationGram<T, float>&, int);                 \
+    template std::int64_t gradient_expectation_gram_workspace(const ExpectationGram<T, double>&, int);                \
     template cudaError_t weighted_gram(const GramSegment<T>*, std::int64_t, std::int64_t, double*, double*, int,      \
                                        cudaStream_t);                                                                 \
     template std::int64_t weighted_gram_workspace(const GramSegment<T>*, std::int64_t, std::int64_t, int);            \

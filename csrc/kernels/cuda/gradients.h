@@ -31,6 +31,23 @@ template <class T, class S>
 cudaError_t gradient_expectation(const RunningMoments<T, S>* tensors, std::int64_t tensor_count, std::int64_t samples,
                                  std::int64_t count, cudaStream_t stream);
 
+// Running moments of `lists` lists of tensors, [tensors][lists] and of one size for a tensor in all lists. The first
+// `updated` take `samples` gradients and hold counts[k]; of the others the means are read and nothing else.
+template <class T, class S>
+struct ExpectationGram {
+    const RunningMoments<T, S>* moments;
+    std::int64_t tensors, lists, updated, samples;
+    const std::int64_t* counts;
+};
+
+// The update of each list, and gram [lists, lists] = the inner products of the means afterwards, each list seen as one
+// vector: together for up to 8 lists, one after the other for more.
+template <class T, class S>
+cudaError_t gradient_expectation_gram(const ExpectationGram<T, S>& x, double* gram, double* workspace,
+                                      int multiprocessors, cudaStream_t stream);
+template <class T, class S>
+std::int64_t gradient_expectation_gram_workspace(const ExpectationGram<T, S>& x, int multiprocessors);
+
 // Vectors over one tensor's `size` weights: rows[0] .. rows[count of the call - 1].
 template <class T>
 struct GramSegment {
