@@ -3,7 +3,8 @@ reduced, the directions applied to the inputs, or the Gram matrices between posi
 
 Floor: the operations of the per-sample gradients (of the cheaper form, for the norm and at one position) at this
 machine's measured float32 matrix-product rate; below 1 means that the op runs faster than that product. For
-softmax_fisher_gram, the time that summing the tangents takes, which reads them once.
+softmax_fisher_gram, the time that summing the tangents takes, which reads them once; docs/guides/fisher.md tells why
+the op takes longer than that.
 """
 
 from __future__ import annotations

@@ -532,12 +532,12 @@ DATA = [(INPUTS, TARGETS)]
         (
             lambda: FisherInformation(network()).block("3.bias", DATA),
             ValueError,
-            "name: expected the name of a selected parameter, got '3.bias'",
+            "name: expected the name of a selected parameter, or of a module with some, got '3.bias'",
         ),
         (
             lambda: FisherInformation(nn.Linear(1025, 4)).block("weight", DATA),
             ValueError,
-            "name: expected a parameter of at most 4096 elements, got 'weight' of 4100",
+            "name: expected parameters of at most 4096 elements, got 'weight' of 4100",
         ),
         (
             lambda: FisherInformation(nn.Sequential(nn.Conv1d(4, 4, 1, groups=2))).kfac(DATA),

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from transferops import ops
 
-pytestmark = pytest.mark.gpu
-
+GPU = pytest.mark.gpu
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHAPES = [  # N, T, I, O
     (1, 1, 1, 1),
@@ -82,6 +82,7 @@ def check_family(
     assert ((projection - gradients.flatten(1) @ d.mT).abs() <= 1.01 * tolerance).all()
 
 
+@GPU
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_linear(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
@@ -103,6 +104,7 @@ def test_linear(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     )
 
 
+@GPU
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("case", CONVOLUTIONS)
@@ -137,6 +139,7 @@ def test_conv(case: str, channels_last: bool, dtype: torch.dtype) -> None:
     )
 
 
+@GPU
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "shape", [(1, 3, 2), (5, 4096, 10), (8, 300, 1000), (20, 33, 515), (70, 9, 130), (3, 7, 50257)], ids=str
@@ -160,6 +163,7 @@ def test_softmax_fisher_gram(shape: tuple[int, int, int], dtype: torch.dtype) ->
     assert ((got.cpu() - want).abs() <= 1.01 * tolerance + rounding).all()
 
 
+@GPU
 def test_positions_that_cancel() -> None:
     """Only rounding is left of them: at most a few eps of a product (three TF32 products of it, added up), squared."""
     a = random_like(4, 1, 33, dtype=torch.float32, seed=0).cuda()
@@ -169,6 +173,7 @@ def test_positions_that_cancel() -> None:
     assert (got <= (20 * torch.finfo(torch.float32).eps * product).square().sum(0)).all()
 
 
+@GPU
 def test_strides_and_streams() -> None:
     a = random_like(6, 20, 48, dtype=torch.float32, seed=0).cuda()
     b = random_like(6, 20, 33, dtype=torch.float32, seed=1).cuda()
@@ -183,16 +188,25 @@ def test_strides_and_streams() -> None:
     assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)], ids=str)
-def test_empty(shape: tuple[int, int, int, int]) -> None:
+def test_empty(shape: tuple[int, int, int, int], device: str) -> None:
     samples, positions, columns, rows = shape
-    a, b = torch.empty(samples, positions, columns).cuda(), torch.empty(samples, positions, rows).cuda()
-    directions = torch.empty(2, rows, columns).cuda()
-    assert (ops.linear_fisher_diagonal(a, b) == 0).all()
-    assert (ops.linear_fisher_projection(a, b, directions) == 0).all()
-    assert (ops.linear_grad_norm(a, b) == 0).all()
+    a, b = torch.empty(samples, positions, columns, device=device), torch.empty(samples, positions, rows, device=device)
+    d, z = torch.empty(2, rows, columns, device=device), torch.empty(samples, positions, device=device)
+    results = [ops.linear_fisher_diagonal(a, b), ops.linear_fisher_projection(a, b, d), ops.linear_grad_norm(a, b)]
+    if positions:  # a convolution has at least one
+        x, g, w = a.mT, b.mT, d.unsqueeze(-1)
+        results += [ops.conv_fisher_diagonal(x, g, (1,)), ops.conv_fisher_projection(x, g, w, (1,))]
+        results += [ops.conv_grad_norm(x, g, (1,))]
+    if not samples or not positions:
+        results += [ops.softmax_fisher_gram(z, torch.empty(3, samples, positions, device=device))]
+    for result in results:
+        assert result.device.type == device
+        assert (result == 0).all()
 
 
+@GPU
 def test_no_per_sample_gradient_in_memory() -> None:
     """The peak stays far below the [N, O, I] that is summed."""
     a, b = torch.randn(64, 64, 1024).cuda(), torch.randn(64, 64, 1024).cuda()

@@ -13,7 +13,6 @@ from typing_extensions import Self
 from transferops._validate import describe, fail
 from transferops.fisher.batches import Batch
 from transferops.fisher.estimation import Estimation
-from transferops.fisher.modes import evaluation
 
 Result = TypeVar("Result")
 
@@ -36,11 +35,17 @@ class Accumulator(ABC, Generic[Result]):
         self._spoilt = False
 
     def update(self, batches: Iterable[Any]) -> Self:
-        """Add batches; none at all change nothing. After an error in one of them the accumulator cannot be used."""
+        """Add batches; none at all change nothing. After an error in one of them the accumulator cannot be used.
+
+        Raises:
+            TypeError: ``batches`` is no iterable of batches.
+            ValueError: as the method of :class:`transferops.fisher.FisherInformation`.
+            RuntimeError: there was an error in an update before.
+        """
         if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
             fail("batches", "an iterable of batches, such as [inputs]", describe(batches), TypeError)
         self._check_whole("update")
-        with evaluation(self._estimation.model):
+        with self._estimation.passes():
             self._spoilt = True
             for batch in self._estimation.batches(batches):
                 self._add(batch)
@@ -52,6 +57,10 @@ class Accumulator(ABC, Generic[Result]):
         """Add what ``other`` has seen, which is left as it is: of the same quantity, estimator and shapes.
 
         That both have the same model, directions and selection is the caller's to ensure.
+
+        Raises:
+            ValueError: ``other`` is of something else.
+            RuntimeError: one of them has had an error in an update.
         """
         self._check_whole("merge")
         if not isinstance(other, Accumulator) or other._identity() != self._identity():

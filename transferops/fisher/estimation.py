@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from transferops.fisher.collect import Collector, Scores
 from transferops.fisher.directions import Direction, Directions, Selection, check_direction, check_directions, select
 from transferops.fisher.exact import push_forward
 from transferops.fisher.likelihood import ESTIMATORS, LOSSES, Likelihood
-from transferops.fisher.modes import gradients_for
+from transferops.fisher.modes import evaluation, gradients_for, recurrent_gradients
 from transferops.fisher.routes import Routes
 from transferops.fisher.sweep import Sweeper
 
@@ -33,6 +34,9 @@ class Estimation:
         parameters: Selection,
         draws: int,
         seed: int,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+        autocast: torch.dtype | None,
     ) -> None:
         if not isinstance(model, nn.Module):
             fail("model", "a torch.nn.Module", describe(model), TypeError)
@@ -41,6 +45,10 @@ class Estimation:
                 fail(argument, " or ".join(repr(a) for a in accepted), describe(value))
         if chunk_size is not None:
             check_positive_int("chunk_size", chunk_size)
+        if dtype not in (None, torch.float32, torch.float64):
+            fail("dtype", "torch.float32 or torch.float64", str(dtype))
+        if autocast not in (None, torch.float16, torch.bfloat16):
+            fail("autocast", "torch.float16 or torch.bfloat16", str(autocast))
         self.model = model
         self.estimator = estimator
         self.loss = loss
@@ -48,7 +56,25 @@ class Estimation:
         self._draws = check_positive_int("draws", draws)
         self._chunk_size = chunk_size
         self._parameters = parameters
+        self._dtype = dtype
+        self._device = _parse_device(device)
+        self._autocast = autocast
         self._sweeper = Sweeper(model, chunk_size)
+
+    @contextlib.contextmanager
+    def passes(self) -> Iterator[None]:
+        """The model in evaluation mode, under the autocast asked for."""
+        with evaluation(self.model), recurrent_gradients(self.model), contextlib.ExitStack() as stack:
+            if self._autocast is not None:
+                # Without autocast's cache: a weight that a pass without gradients has cast would have none in the next.
+                device = next((p.device.type for p in self.model.parameters()), "cpu")
+                stack.enter_context(torch.autocast(device, self._autocast, cache_enabled=False))
+            yield
+
+    def zeros(self, parameter: Tensor, shape: Sequence[int]) -> Tensor:
+        """A sum over samples of what belongs to a parameter, empty yet."""
+        dtype = self._dtype or torch.promote_types(parameter.dtype, torch.float32)
+        return torch.zeros(tuple(shape), dtype=dtype, device=self._device or parameter.device)
 
     def likelihood(self) -> Likelihood:
         """The likelihood, its random draws at their beginning."""
@@ -127,3 +153,16 @@ class Estimation:
             for k in range(0, len(directions), size)
         ]
         return parts[0][0], torch.cat([derivatives for _, derivatives in parts])
+
+
+def _parse_device(device: Any) -> torch.device | None:
+    if device is None:
+        return None
+    expected = "a device that holds values, or the name of one"
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        fail("device", expected, describe(device))
+    if found.type == "meta":
+        fail("device", expected, repr("meta"))
+    return found

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor, nn
 
 from transferops._validate import check_positive_int, describe, fail
 from transferops.fisher.accumulate import Accumulator
 from transferops.fisher.directions import Direction, GivenDirection, Selection
 from transferops.fisher.estimation import Estimation
-from transferops.fisher.modes import evaluation
 from transferops.fisher.quantities import Block, Diagonal, Factors, Gram, Kronecker, Product, Trace
 from transferops.fisher.routes import plan
 from transferops.fisher.spectrum import EffectiveDimension, effective_dimension
@@ -37,8 +37,7 @@ class FisherInformation:
     when a method is called and never changed: for the duration every module is in evaluation mode (dropout off,
     batch-norm statistics fixed), after it each has its own mode again. Forward hooks run. Parts that compute under
     ``torch.no_grad`` contribute no derivative. A compiled model (``torch.compile``) runs uncompiled, one wrapped in
-    DistributedDataParallel without synchronisation, each under the names that its parameters have there; autocast is
-    as it is outside.
+    DistributedDataParallel without synchronisation, each under the names that its parameters have there.
 
     How the derivatives are taken is chosen parameter by parameter, see :meth:`explain`. The choice is checked
     against autograd on one or two samples whenever samples of a new shape are seen: from a model in which samples
@@ -58,6 +57,13 @@ class FisherInformation:
         parameters: which of the trainable parameters J is over: a predicate on names, or the names. All if None.
         draws: how many targets per sample "monte_carlo" draws; each costs a backward pass.
         seed: of these draws. Every method starts from it, so that calls repeat.
+        dtype: torch.float32 or torch.float64, in which results by parameter (``diagonal``, ``matvec``, ``kfac``) and
+            their sums over samples are kept; the parameter's if None, at least float32. Those of a batch are formed in
+            the model's precision. What is returned as numbers or K x K is float64 in any case.
+        device: where those results and sums are kept, "cpu" for instance to leave a GPU's memory to the model; the
+            parameter's if None. The model stays where it is, and batches are brought to it.
+        autocast: torch.float16 or torch.bfloat16, under which the model runs (:class:`torch.autocast`); what is in
+            force outside if None.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -74,11 +80,25 @@ class FisherInformation:
         parameters: Selection = None,
         draws: int = 1,
         seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        self._estimation = Estimation(model, estimator, loss, chunk_size, parameters, draws, seed)
+        self._estimation = Estimation(
+            model, estimator, loss, chunk_size, parameters, draws, seed, dtype, device, autocast
+        )
         self.model = model
         self.estimator = estimator
         self.loss = loss
+
+    @property
+    def parameters(self) -> Direction:
+        """The parameters that J is over, by name, detached; flat vectors and matrices have them in this order.
+
+        Raises:
+            ValueError: none is selected.
+        """
+        return self._estimation.selected()
 
     @overload
     def accumulate(self, quantity: Literal["gram"], what: Sequence[GivenDirection] | Tensor) -> Accumulator[Tensor]: ...
@@ -111,7 +131,7 @@ class FisherInformation:
             ValueError: ``quantity`` is none of these, or as the method.
         """
         inner = self._estimation
-        with evaluation(self.model):
+        with self._estimation.passes():
             if quantity == "gram":
                 return Gram(inner, inner.directions(what))
             if quantity == "matvec":
@@ -175,8 +195,7 @@ class FisherInformation:
             batches: see the class.
 
         Returns:
-            Name to a tensor of the parameter's shape, on its device, in at least float32, in which the sum over
-            samples is kept, too.
+            Name to a tensor of the parameter's shape; ``dtype`` and ``device`` as of the class.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -199,7 +218,7 @@ class FisherInformation:
             batches: see the class.
 
         Returns:
-            Name to a tensor of the parameter's shape, dtype (at least float32) and device.
+            Name to a tensor of the parameter's shape; ``dtype`` and ``device`` as of the class.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -208,10 +227,11 @@ class FisherInformation:
         return self.accumulate("matvec", direction).update(batches).finish()
 
     def block(self, name: str, batches: Iterable[Any]) -> Tensor:
-        """The block of J of one parameter, as a matrix over its elements in row-major order.
+        """The block of J of one parameter or one layer, as a matrix over its elements.
 
         Args:
-            name: of a selected parameter with at most 4096 elements.
+            name: of a selected parameter, or of a module whose selected parameters are taken side by side, in the
+                model's order, each in row-major order; at most 4096 elements.
             batches: see the class.
 
         Returns:
@@ -219,7 +239,7 @@ class FisherInformation:
 
         Raises:
             TypeError: an argument has the wrong type.
-            ValueError: as in :meth:`gram`, or the parameter is not selected or larger.
+            ValueError: as in :meth:`gram`, or nothing of this name is selected, or more elements are.
         """
         return self.accumulate("block", name).update(batches).finish()
 
@@ -235,7 +255,8 @@ class FisherInformation:
             batches: see the class.
 
         Returns:
-            Name of the weight to (A [I, I], G [O, O]), in at least float32. Other parameters are not in it.
+            Name of the weight to (A [I, I], G [O, O]); ``dtype`` and ``device`` as of the class. Other parameters are
+            not in it.
 
         Raises:
             TypeError: an argument has the wrong type.
@@ -297,7 +318,7 @@ class FisherInformation:
             TypeError: the batch has the wrong type.
             ValueError: as in :meth:`gram`, or no parameter is selected.
         """
-        with evaluation(self.model):
+        with self._estimation.passes():
             selected = self._estimation.selected()
             if batch is None:
                 routes = plan(self.model, selected)

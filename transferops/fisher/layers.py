@@ -209,10 +209,20 @@ Formula = Callable[[Any, Sequence[Call], int], Gradients]
 """The gradients of one parameter from a module, its calls and N; leading dimensions of a call are N times anything."""
 
 
-def _linear_weight(module: nn.Linear, calls: Sequence[Call], samples: int) -> Gradients:
-    inputs = _join([a.reshape(samples, -1, module.in_features) for a, _ in calls])
-    grads = _join([b.reshape(samples, -1, module.out_features) for _, b in calls])
-    return LinearWeight(inputs, grads.to(inputs.dtype))
+def _linear_weight(module: nn.Module, calls: Sequence[Call], samples: int) -> Gradients:
+    return LinearWeight(*_linear_operands(calls, samples))
+
+
+def _transposed_weight(module: nn.Module, calls: Sequence[Call], samples: int) -> Gradients:
+    """Of a weight [I, O]: inputs and output gradients change places."""
+    inputs, grads = _linear_operands(calls, samples)
+    return LinearWeight(grads, inputs)
+
+
+def _linear_operands(calls: Sequence[Call], samples: int) -> Call:
+    inputs = _join([a.reshape(samples, -1, a.shape[-1]) for a, _ in calls])
+    grads = _join([b.reshape(samples, -1, b.shape[-1]) for _, b in calls])
+    return inputs, grads.to(inputs.dtype)
 
 
 def _embedding_weight(module: nn.Embedding, calls: Sequence[Call], samples: int) -> Gradients:
@@ -226,7 +236,7 @@ def _conv_weight(module: Any, calls: Sequence[Call], samples: int) -> Gradients:
 
 
 def _trailing_bias(module: Any, calls: Sequence[Call], samples: int) -> Gradients:
-    """Of the parameter's own trailing dimensions: Linear and LayerNorm."""
+    """Of the parameter's own trailing dimensions: linear layers and LayerNorm."""
     parts = [_wide(b).reshape(samples, -1, *module.bias.shape) for _, b in calls]
     return Rows(_total([_over_rows(part) for part in parts]))
 
@@ -283,21 +293,25 @@ FORMULAS: dict[type[nn.Module], dict[str, Formula]] = {
     nn.RMSNorm: {"weight": _trailing_scale},
     **dict.fromkeys((nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _CHANNELS),
 }
+# By name: the package need not be installed.
+_TRANSPOSED_LINEAR = "transformers.pytorch_utils.Conv1D"  # GPT-2's linear layer, of weight [I, O]
+_TRANSPOSED: dict[str, Formula] = {"weight": _transposed_weight, "bias": _trailing_bias}
 
 
 def formulas(module: nn.Module) -> dict[str, Formula]:
     """The formulas for a module's own parameters; none if its type, or its forward, is not one of the above."""
     kind = _kind(module)
-    return {} if kind is None or type(module).forward is not kind.forward else FORMULAS[kind]
+    return {} if kind is None or type(module).forward is not kind.forward else FORMULAS.get(kind, _TRANSPOSED)
 
 
 def row_dimensions(module: nn.Module) -> tuple[int, int] | None:
     """How many trailing dimensions of input and output make a row, where the leading ones may come in any order."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         return len(module.normalized_shape), len(module.normalized_shape)
-    if isinstance(module, nn.Linear):
-        return 1, 1
-    return (0, 1) if isinstance(module, nn.Embedding) else None
+    if isinstance(module, nn.Embedding):
+        return 0, 1
+    kind = _kind(module)
+    return (1, 1) if kind is not None and (kind is nn.Linear or _is_transposed(kind)) else None
 
 
 def one_call_only(module: nn.Module, own_name: str) -> bool:
@@ -306,7 +320,12 @@ def one_call_only(module: nn.Module, own_name: str) -> bool:
 
 
 def _kind(module: nn.Module) -> type[nn.Module] | None:
-    return next((kind for kind in FORMULAS if isinstance(module, kind)), None)
+    """The base of a module's type that has formulas."""
+    return next((kind for kind in type(module).__mro__ if kind in FORMULAS or _is_transposed(kind)), None)
+
+
+def _is_transposed(kind: type) -> bool:
+    return f"{kind.__module__}.{kind.__qualname__}" == _TRANSPOSED_LINEAR
 
 
 def refuse_changed_gradients(name: str, module: nn.Module) -> None:

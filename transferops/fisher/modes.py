@@ -83,6 +83,19 @@ def gradients_for(model: nn.Module, names: Collection[str]) -> Iterator[None]:
             p.requires_grad_(asks)
 
 
+@contextlib.contextmanager
+def recurrent_gradients(model: nn.Module) -> Iterator[None]:
+    """Recurrent layers of a GPU without cuDNN, whose backward pass refuses evaluation mode."""
+    layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+    enabled = torch.backends.cudnn.enabled
+    try:
+        if any(p.is_cuda for layer in layers for p in layer.parameters()):
+            torch.backends.cudnn.enabled = False
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled
+
+
 def _refuse_coupled_samples(model: nn.Module) -> None:
     for name, p in model.named_parameters():
         # A part of a parameter, of DTensor or FSDP, is not the parameter.

@@ -42,7 +42,17 @@ class Gram(Accumulator[Tensor]):
 
     def _result(self, averages: list[Tensor]) -> Tensor:
         self._directions.check_finite(averages)
-        return (averages[0] + averages[0].T) / 2
+        return _semidefinite((averages[0] + averages[0].T) / 2)
+
+
+def _semidefinite(gram: Tensor) -> Tensor:
+    """The matrix, a sum of squares, if rounding has left it one: far more than rounding is needed to fail."""
+    lowest, trace = float(torch.linalg.eigvalsh(gram)[0]), float(gram.trace())
+    if lowest < -1e-3 * trace or trace < 0:
+        raise ArithmeticError(
+            f"gram: expected eigenvalues of at least 0, got {lowest:.3g} with a trace of {trace:.3g}; please report it"
+        )
+    return gram
 
 
 class Product(Accumulator[Direction]):
@@ -52,12 +62,12 @@ class Product(Accumulator[Direction]):
         super().__init__(estimation)
         self._direction = direction
         self._parameters = estimation.selected()
-        self._values = {name: zeros(p) for name, p in self._parameters.items()}
+        self._values = {name: estimation.zeros(p, p.shape) for name, p in self._parameters.items()}
 
     def _add(self, batch: Batch) -> None:
         cotangent = self._estimation.response(self._direction, batch, self._likelihood)
         for name, value in pull_back(self._estimation.model, self._parameters, batch, cotangent).items():
-            self._values[name] += value
+            self._values[name] += value.to(self._values[name].device)
 
     def _sums(self) -> list[Tensor]:
         return list(self._values.values())
@@ -94,13 +104,16 @@ class Diagonal(Collected[Direction]):
         self._squares: Direction = {}
 
     def add(self, name: str, gradients: Gradients, rows: slice) -> None:
-        part = gradients.diagonal()
-        self._squares[name] = self._squares[name].add_(part) if name in self._squares else part
+        p, part = self._parameters[name], gradients.diagonal()
+        if name in self._squares:
+            self._squares[name] += part.to(self._squares[name].device)
+        else:
+            self._squares[name] = part.to(self._estimation.zeros(p, ()))
 
     def _sums(self) -> list[Tensor]:
         for name, p in self._parameters.items():
             if name not in self._squares:  # no gradient came
-                self._squares[name] = zeros(p)
+                self._squares[name] = self._estimation.zeros(p, p.shape)
         return [self._squares[name] for name in self._parameters]
 
     def _result(self, averages: list[Tensor]) -> Direction:
@@ -138,14 +151,15 @@ class Block(Collected[Tensor]):
 
     @classmethod
     def of(cls, estimation: Estimation, name: str) -> Block:
-        """That of one parameter."""
+        """That of one parameter, or of all in a module."""
         selected = estimation.selected()
-        if name not in selected:
-            fail("name", "the name of a selected parameter", describe(name))
-        size = selected[name].numel()
+        parameters = {n: p for n, p in selected.items() if n == name or n.startswith(f"{name}.")}
+        if not parameters:
+            fail("name", "the name of a selected parameter, or of a module with some", describe(name))
+        size = sum(p.numel() for p in parameters.values())
         if size > BLOCK_ELEMENTS:
-            fail("name", f"a parameter of at most {BLOCK_ELEMENTS} elements", f"{name!r} of {size}")
-        return cls(estimation, {name: selected[name]})
+            fail("name", f"parameters of at most {BLOCK_ELEMENTS} elements", f"{name!r} of {size}")
+        return cls(estimation, parameters)
 
     def begin(self, samples: int, first: bool) -> None:
         some = next(iter(self._parameters.values()))
@@ -176,8 +190,7 @@ class Kronecker(Collected[Factors]):
         for name, p in self._parameters.items():
             rows = len(p)
             sizes = (p.numel() // rows, rows)
-            dtype = zeros(p[:0]).dtype
-            self._factors[name] = tuple(p.new_zeros((size, size), dtype=dtype) for size in sizes)  # type: ignore[assignment]
+            self._factors[name] = tuple(estimation.zeros(p, (size, size)) for size in sizes)  # type: ignore[assignment]
         self._found: set[str] = set()
         self._first = True
 
@@ -189,8 +202,8 @@ class Kronecker(Collected[Factors]):
         if isinstance(gradients, (LinearWeight, ConvWeight)):
             inputs, grads = self._factors[name]
             if self._first:  # the inputs are the same in every sweep of a batch
-                inputs += gradients.input_factor()
-            grads += gradients.grad_factor()
+                inputs += gradients.input_factor().to(inputs.device)
+            grads += gradients.grad_factor().to(grads.device)
             self._found.add(name)
 
     def end(self) -> None:
@@ -204,8 +217,3 @@ class Kronecker(Collected[Factors]):
     def _result(self, averages: list[Tensor]) -> Factors:
         refuse_infinite(averages)
         return dict(zip(self._factors, zip(averages[::2], averages[1::2])))
-
-
-def zeros(p: Tensor) -> Tensor:
-    """A zero sum over a parameter's shape, in at least float32."""
-    return torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))

@@ -18,7 +18,6 @@ from transferops._validate import fail
 from transferops.fisher.directions import Direction, Directions, refuse_infinite
 from transferops.fisher.estimation import Estimation
 from transferops.fisher.layers import Gradients, LinearWeight
-from transferops.fisher.modes import evaluation
 from transferops.fisher.quantities import Block, Product
 
 _ROWS = 4096  # of the matrix of which eigenvalues are taken: 128 MiB in float64
@@ -47,7 +46,7 @@ def effective_dimension(
     """By the cheapest method that is exact, or else the estimate; ``batches`` can be read repeatedly."""
     selected = estimation.selected()
     size = sum(p.numel() for p in selected.values())
-    with evaluation(estimation.model):
+    with estimation.passes():
         rows = _count_rows(estimation, batches)
         if rows <= min(size, _ROWS):
             gram = _row_gram(estimation, selected, batches)
@@ -58,7 +57,8 @@ def effective_dimension(
         return EffectiveDimension(_shrinkage(block, damping), 0.0, "parameters")
 
     def matvec(vector: Direction) -> Direction:
-        return Product(estimation, Directions([vector], ["direction"], selected)).update(batches).finish()
+        product = Product(estimation, Directions([vector], ["direction"], selected)).update(batches).finish()
+        return {name: value.to(selected[name].device) for name, value in product.items()}
 
     return _lanczos_quadrature(matvec, selected, damping, probes, steps, estimation.seed)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from transferops.fisher.batches import Batch
@@ -44,9 +45,12 @@ class Sweeper:
         """Hand all per-sample gradients to a collector; yields each cotangent of the outputs when it is done."""
         routes = self.routes(parameters, batch)
         by_sample = PerSampleGradients(self._model, routes.fallback, self._chunk_size)
+        device = next(self._model.parameters()).device.type
 
         def add(rows: slice, name: str, gradients: Gradients) -> None:
-            collector.add(name, gradients, rows)
+            # Autocast is for the model; what is made of its gradients keeps their precision.
+            with torch.autocast(device, enabled=False):
+                collector.add(name, gradients, rows)
 
         with Capture(self._model, routes.captured, routes.expanded, routes.layout, routes.attention) as capture:
             outputs = capture.forward(batch)

@@ -9,7 +9,9 @@ unfolded. All are sums over samples or per sample, never means.
 Products are taken in float32, in float64 for float64 inputs; float16 and bfloat16 are converted before they are
 multiplied. On a GPU a float32 product is formed from three TF32 ones and the bounds below hold with at least
 (20 + T/16 + N/2) eps. Results do not depend on the number of threads and are the same in every run. NaN and infinities
-in the inputs come out as one of the two. These ops have no derivative: a backward pass through them raises.
+in the inputs come out as one of the two, and so does a square or product on the way that is beyond the range of its
+type (3e38 in float32); one below it (1e-38) counts as 0. These ops have no derivative: a backward pass through them
+raises.
 """
 
 from __future__ import annotations

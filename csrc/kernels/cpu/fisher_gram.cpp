@@ -57,26 +57,42 @@ __attribute__((always_inline)) inline typename Simd<E, LANES>::Vector exp_of_neg
     return x < kSmallest ? Vector{} : sum * (Vector)power;
 }
 
+// The highest entry of a row of fewer than 2^31, and its place; NaN is higher than nothing.
 template <class E>
 struct Highest {
     const E* row;
     std::int64_t count;
     E& highest;
+    std::int64_t& place;
 
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
+        using Index = std::conditional_t<std::is_same_v<E, double>, std::int64_t, std::int32_t>;
         using Vector = typename Simd<E, LANES>::Vector;
-        const auto greater = [](const Vector& x, const Vector& y)
-                                 __attribute__((always_inline)) { return x > y ? x : y; };
-        Vector chain[4];
-        for (auto& lanes : chain) lanes = Simd<E, LANES>::load(row);
+        using Indices = typename Simd<Index, LANES>::Vector;
+        constexpr int kChains = 4;
+        Vector best[kChains];
+        Indices at[kChains] = {};
+        for (auto& lanes : best) lanes = Simd<E, LANES>::load(row);
+        const auto look = [&](std::int64_t i, int j) __attribute__((always_inline)) {
+            const Vector x = Simd<E, LANES>::load(row + i);
+            const auto higher = x > best[j];
+            best[j] = higher ? x : best[j];
+            at[j] = higher ? Indices{} + static_cast<Index>(i) : at[j];
+        };
         std::int64_t i = 0;
-        for (; i + 4 * LANES <= count; i += 4 * LANES)
-            for (int j = 0; j < 4; ++j) chain[j] = greater(Simd<E, LANES>::load(row + i + j * LANES), chain[j]);
-        for (; i < count; i += LANES) chain[0] = greater(Simd<E, LANES>::load(row + i), chain[0]);
-        const Vector lanes = greater(greater(chain[0], chain[1]), greater(chain[2], chain[3]));
-        highest = lanes[0];
-        for (int l = 1; l < LANES; ++l) highest = lanes[l] > highest ? lanes[l] : highest;
+        for (; i + kChains * LANES <= count; i += kChains * LANES)
+            for (int j = 0; j < kChains; ++j) look(i + j * LANES, j);
+        for (; i < count; i += LANES) look(i, 0);
+        for (int j = 1; j < kChains; ++j) {
+            const auto higher = best[j] > best[0];
+            best[0] = higher ? best[j] : best[0];
+            at[0] = higher ? at[j] : at[0];
+        }
+        int lane = 0;
+        for (int l = 1; l < LANES; ++l) lane = best[0][l] > best[0][lane] ? l : lane;
+        highest = best[0][lane];
+        place = at[0][lane] + lane;
     }
 };
 
@@ -221,28 +237,32 @@ struct Moments {
     }
 };
 
+// sums [count] = the sums of the first LANES of kPanel lanes each.
+template <class E>
+struct LaneSums {
+    const double* lanes;
+    std::int64_t count;
+    double* sums;
+
+    template <int LANES>
+    __attribute__((always_inline)) inline void run() const {
+        constexpr int kWide = kPanel<double> * LANES / kPanel<E>;  // as many bytes as LANES elements
+        using Wide = Simd<double, kWide>;
+        for (std::int64_t i = 0; i < count; ++i) {
+            const double* own = lanes + i * kPanel<E>;
+            typename Wide::Vector sum = Wide::load(own);
+            for (int l = kWide; l < LANES; l += kWide) sum += Wide::load(own + l);
+            sums[i] = sum_of_lanes<double, kWide>(sum);
+        }
+    }
+};
+
 template <class E, class T>
 TRANSFEROPS_CLONES void convert_row(const T* source, std::int64_t stride, std::int64_t count, E* __restrict__ row) {
     if (stride == 1)
         for (std::int64_t i = 0; i < count; ++i) row[i] = convert<E>(source[i]);
     else
         for (std::int64_t i = 0; i < count; ++i) row[i] = convert<E>(source[i * stride]);
-}
-
-// Where `value` is in row [count], a multiple of kPanel; 0 if nowhere (it is NaN).
-template <class E>
-TRANSFEROPS_CLONES std::int64_t find(const E* row, std::int64_t count, E value) {
-    for (std::int64_t first = 0; first < count; first += kPanel<E>) {
-        int hits = 0;
-        for (std::int64_t i = 0; i < kPanel<E>; ++i) hits += row[first + i] == value;
-        for (std::int64_t i = 0; hits != 0 && i < kPanel<E>; ++i)
-            if (row[first + i] == value) return first + i;
-    }
-    return 0;
-}
-
-TRANSFEROPS_CLONES void fold(const double* x, std::int64_t count, double factor, double* __restrict__ sum) {
-    for (std::int64_t i = 0; i < count; ++i) sum[i] += factor * x[i];
 }
 
 // The sum over samples, one after the other.
@@ -261,31 +281,26 @@ class SampleGram {
           weights_(aligned_buffer<E>(ceil_div(x.classes, kPanel<E>) * kPanel<E>)),
           rows_(aligned_buffer<E>(x.directions * (in_place_ ? kPanel<E> : block_))),
           shift_(static_cast<std::size_t>(x.directions)),
-          sample_gram_(static_cast<std::size_t>(x.directions * x.directions * kPanel<E>)),
-          sample_mean_(static_cast<std::size_t>(x.directions * kPanel<E>)),
-          mean_(shift_.size()),
-          lanes_(sample_gram_.size(), 0.0) {}
+          lanes_(static_cast<std::size_t>((1 + x.directions) * x.directions * kPanel<E>)),
+          sums_(lanes_.size() / kPanel<E>) {}
 
-    // Adds sample n to lanes_, and to gram [K, K] what its mean takes away.
+    // Adds sample n to gram [K, K].
     void add(std::int64_t n, double* gram) {
+        const std::int64_t directions = x_.directions;
         const auto [mass, likeliest] = softmax(n);
-        for (std::int64_t k = 0; k < x_.directions; ++k)
+        for (std::int64_t k = 0; k < directions; ++k)
             shift_[k] =
                 convert<E>(x_.data[k * x_.direction_stride + n * x_.sample_stride + likeliest * x_.class_stride]);
         if (!moments(n, mass)) {
-            for (std::int64_t k = 0; k < x_.directions; ++k) shift_[k] += static_cast<E>(mean_[k]);
+            for (std::int64_t k = 0; k < directions; ++k) shift_[k] += static_cast<E>(sums_[k] / mass);
             moments(n, mass);
         }
-        for (std::int64_t k = 0; k < x_.directions; ++k)
-            for (std::int64_t l = k; l < x_.directions; ++l) gram[k * x_.directions + l] -= mean_[k] * mean_[l];
-        fold(sample_gram_.data(), static_cast<std::int64_t>(lanes_.size()), 1 / mass, lanes_.data());
-    }
-
-    // Adds lanes_ to gram.
-    void finish(double* gram) const {
-        for (std::int64_t k = 0; k < x_.directions; ++k)
-            for (std::int64_t l = k; l < x_.directions; ++l)
-                gram[k * x_.directions + l] += lane_sum(lanes_.data() + (k * x_.directions + l) * kPanel<E>);
+        const double scale = 1 / mass;
+        for (std::int64_t k = 0; k < directions; ++k) {
+            const double mean = sums_[k] * scale, *products = sums_.data() + (1 + k) * directions;
+            for (std::int64_t l = k; l < directions; ++l)
+                gram[k * directions + l] += (products[l] - mean * sums_[l]) * scale;
+        }
     }
 
   private:
@@ -299,11 +314,22 @@ class SampleGram {
         const std::int64_t padded = ceil_div(x_.classes, kPanel<E>) * kPanel<E>;
         const T* next = logits_ + std::min(n + 1, x_.samples - 1) * logits_sample_stride_;
         for (std::int64_t c = 0; c < x_.classes; c += kPanel<E>) __builtin_prefetch(next + c * logits_class_stride_);
-        convert_row(logits_ + n * logits_sample_stride_, logits_class_stride_, x_.classes, weights_.get());
-        std::fill(weights_.get() + x_.classes, weights_.get() + padded, -std::numeric_limits<E>::infinity());
-        E highest;
-        run<E>(Highest<E>{weights_.get(), padded, highest});
-        const std::int64_t likeliest = find(weights_.get(), padded, highest);
+        const T* row = logits_ + n * logits_sample_stride_;
+        E highest = -std::numeric_limits<E>::infinity();
+        std::int64_t likeliest = 0;
+        for (std::int64_t first = 0; first < padded; first += kMaxBlock) {
+            const std::int64_t count = std::min(kMaxBlock, x_.classes - first),
+                               room = std::min(kMaxBlock, padded - first);
+            E* part = weights_.get() + first;
+            convert_row(row + first * logits_class_stride_, logits_class_stride_, count, part);
+            std::fill(part + count, part + room, -std::numeric_limits<E>::infinity());
+            E here;
+            std::int64_t place;
+            run<E>(Highest<E>{part, room, here, place});
+            if (here <= highest) continue;
+            highest = here;
+            likeliest = first + place;
+        }
         double mass = 0;
         for (std::int64_t first = 0; first < padded; first += kMaxBlock) {
             double part;
@@ -313,7 +339,7 @@ class SampleGram {
         return {mass, likeliest};
     }
 
-    // sample_gram_ and mean_ about shift_. False if a mean is so far from it that squares would lose digits.
+    // sums_ about shift_. False if a mean is so far from it that squares would lose digits.
     bool moments(std::int64_t n, double mass) {
         const T* sample = x_.data + n * x_.sample_stride;
         for (std::int64_t first = 0, count; first < x_.classes; first += count) {
@@ -325,15 +351,13 @@ class SampleGram {
             run<E>(Moments<E>{block_at(start, count, weights_.get() + first), x_.directions, shift_.data(),
                               reinterpret_cast<const char*>(next),
                               x_.direction_stride * static_cast<std::int64_t>(sizeof(T)),
-                              x_.class_stride * static_cast<std::int64_t>(sizeof(T)), first == 0, sample_gram_.data(),
-                              sample_mean_.data()});
+                              x_.class_stride * static_cast<std::int64_t>(sizeof(T)), first == 0,
+                              lanes_.data() + x_.directions * kPanel<E>, lanes_.data()});
         }
+        run<E>(LaneSums<E>{lanes_.data(), static_cast<std::int64_t>(sums_.size()), sums_.data()});
         bool close = true;
-        for (std::int64_t k = 0; k < x_.directions; ++k) {
-            mean_[k] = lane_sum(sample_mean_.data() + k * kPanel<E>) / mass;
-            const double square = lane_sum(sample_gram_.data() + k * (x_.directions + 1) * kPanel<E>) / mass;
-            close = close && !(mean_[k] * mean_[k] > kFar * square);
-        }
+        for (std::int64_t k = 0; k < x_.directions; ++k)
+            close = close && !(sums_[k] * sums_[k] > kFar * mass * sums_[(1 + k) * x_.directions + k]);
         return close;
     }
 
@@ -352,12 +376,6 @@ class SampleGram {
         return {rows_.get(), room, room, nullptr, weights};
     }
 
-    static double lane_sum(const double* lanes) {
-        double sum = 0;
-        for (std::int64_t lane = 0; lane < kPanel<E>; ++lane) sum += lanes[lane];
-        return sum;
-    }
-
     const T* logits_;
     std::int64_t logits_sample_stride_, logits_class_stride_;
     TangentView<T> x_;
@@ -365,9 +383,7 @@ class SampleGram {
     std::int64_t block_;
     AlignedBuffer<E> weights_, rows_;
     std::vector<E> shift_;
-    std::vector<double> sample_gram_, sample_mean_;  // of one sample, in lanes
-    std::vector<double> mean_;
-    std::vector<double> lanes_;
+    std::vector<double> lanes_, sums_;  // of one sample: of the rows [K], then of their products [K, K]
 };
 
 }  // namespace
@@ -385,7 +401,6 @@ void softmax_fisher_gram(const T* logits, std::int64_t logits_sample_stride, std
         double* own = partial.data() + slice * area;
         const std::int64_t end = (slice + 1) * tangents.samples / slices;
         for (std::int64_t n = slice * tangents.samples / slices; n < end; ++n) sum.add(n, own);
-        sum.finish(own);
     });
     for (std::int64_t slice = 0; slice < slices; ++slice)
         for (std::int64_t k = 0; k < tangents.directions; ++k)
