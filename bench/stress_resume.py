@@ -2,9 +2,9 @@
 
     python bench/stress_resume.py --kills 20
 
-Prints one line per kill and exits with 1 if a resumed training differs from the undisturbed one. Data are made up;
-the network has dropout and the schedule changes the learning rate at every step, so that a random state or a step
-that is lost shows.
+Prints one line per kill, writes bench/results/stress_resume.json, and exits with 1 if a resumed training differs from
+the undisturbed one. Data are made up; the network has dropout and the schedule changes the learning rate at every step,
+so that a random state or a step that is lost shows.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from run import ROOT, environment
 from torch import nn
 
 from transferops.otqms import OTQMS, TrainingOptions
@@ -60,14 +62,14 @@ def warm_up() -> None:
     """Have everything imported that is imported late, so that no kill is wasted on it."""
     options = dataclasses.replace(OPTIONS, epochs=1, min_steps=1, source_steps=1)
     sources = {"near": task(1, 4), "far": task(2, 4, 1)}
-    OTQMS(network, task(0, 4), sources, options=options).fit("quantities")
+    OTQMS(network, task(0, 4), sources, options=options).fit("quantities-dynamic")
 
 
 def main() -> None:
     """The driver, or with ``--folder`` one training that it kills."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--strategy", default="quantities")
+    parser.add_argument("--strategy", default="quantities-dynamic")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder")
     arguments = parser.parse_args()
@@ -78,26 +80,33 @@ def main() -> None:
         return
 
     reference = train(arguments.strategy, None)
-    randomness, different, killed = random.Random(arguments.seed), 0, 0
+    randomness, killed = random.Random(arguments.seed), 0
+    trainings: list[dict[str, Any]] = []
     while killed < arguments.kills:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, __file__, "--strategy", arguments.strategy, "--folder", folder]
-            result, kills = "", 0
+            result, moments = "", list[float]()
             while not result:
                 with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
                     assert process.stdout is not None
                     process.stdout.readline()
-                    if killed < arguments.kills and kills < 4:
-                        time.sleep(randomness.uniform(0.02, 2.0))
+                    moment = randomness.uniform(0.02, 2.0)
+                    if killed < arguments.kills and len(moments) < 4:
+                        time.sleep(moment)
                         process.send_signal(signal.SIGKILL)
                     result = process.stdout.readline().strip()
                 if not result:
-                    kills, killed = kills + 1, killed + 1
+                    moments.append(round(moment, 3))
+                    killed += 1
                     print(f"kill {killed}: {sorted(path.name for path in Path(folder).rglob('*.ckpt'))}")
+            trainings.append({"killed_after_seconds": moments, "bit_identical": result == reference})
             verdict = "the same" if result == reference else "DIFFERENT"
-            different += result != reference
-            print(f"{kills} kills, then finished: {verdict}", flush=True)
-    sys.exit(1 if different else 0)
+            print(f"{len(moments)} kills, then finished: {verdict}", flush=True)
+    identical = all(training["bit_identical"] for training in trainings)
+    report = {"environment": environment(), "strategy": arguments.strategy, "kills": killed, "trainings": trainings}
+    place = ROOT / "bench" / "results" / "stress_resume.json"
+    place.write_text(json.dumps({**report, "bit_identical": identical}, indent=1) + "\n")
+    sys.exit(0 if identical else 1)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,12 @@
     python bench/study_otqms.py --data digits_multi.npz                            # every domain in turn as the target
     python bench/study_otqms.py --data digits_multi.npz --targets usps,street --seeds 0,1 --strategies recommended
     python bench/study_otqms.py --data digits_multi.npz --unrelated 4              # with sources that can only hurt
+    python bench/study_otqms.py --data pacs_img64.npz --image-size 32              # images made smaller, for speed
     python bench/study_otqms.py --table                                            # only the tables of what is there
+
+Images go to the built-in convolutional network. Feature vectors get a linear head and the usual preparation of word
+counts: every row is divided by its sum, every feature then standardised over its domain (labels are not looked at; the
+target's test inputs are).
 
 Each training is written down as it ends, in a journal per data set, target and number of shots; the same command goes
 on where it was stopped, and several may run at once on different targets. Tables and pictures are of all journals.
@@ -22,11 +27,13 @@ from typing import Any
 
 import torch
 from run import ROOT, environment
+from torch import nn
+from torch.nn import functional as F
 
 from transferops._figures import DPI, new_figure, plain_axes
 from transferops.adapt.journal import Journal
 from transferops.data import Domain, DomainBundle, few_shot_split, load_bundle
-from transferops.otqms import OTQMS, TrainingOptions, network_for
+from transferops.otqms import OTQMS, FeatureNet, TrainingOptions, network_for
 from transferops.otqms.pool import Pool
 from transferops.otqms.strategies import expand
 from transferops.otqms.training import evaluate
@@ -38,7 +45,10 @@ BASELINES = ("target-only", "all-sources", "pooled-then-fine-tuned")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="an .npz file or a folder domain/class/image")
-    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--image-size", type=int, help="resize images to so many pixels square")
+    parser.add_argument(
+        "--epochs", type=int, default=TrainingOptions.epochs, help="of phases without a number of their own"
+    )
     parser.add_argument("--targets", help="names, separated by commas; all domains if left out")
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--shots", type=int, default=10)
@@ -49,17 +59,56 @@ def main() -> None:
     torch.set_num_threads(1)
     JOURNALS.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
-        bundle = load_bundle(arguments.data, arguments.image_size)
+        bundle, data = prepared(Path(arguments.data), arguments.image_size)
+        options = TrainingOptions(epochs=arguments.epochs)
+        if options.epochs != TrainingOptions.epochs:
+            data += f"-{options.epochs}-epochs"
         strategies = expand(arguments.strategies.split(","))
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
         for seed in seeds:
             for target in arguments.targets.split(",") if arguments.targets else bundle.domains:
-                train(bundle, Path(arguments.data).stem, target, seed, arguments.shots, strategies, arguments.unrelated)
+                train(bundle, data, target, seed, arguments.shots, strategies, arguments.unrelated, options)
     write_tables()
 
 
+def prepared(path: Path, image_size: int | None) -> tuple[DomainBundle, str]:
+    """The domains as they are trained on, and what they are called."""
+    if path.is_dir():
+        return load_bundle(path, image_size), path.stem
+    bundle, name = load_bundle(path), path.stem
+    if len(bundle.sample_shape) == 1:
+        change = standardized
+    elif image_size is not None:
+        change, name = partial(resized, size=image_size), f"{name}-{image_size}-pixels"
+    else:
+        return bundle, name
+    domains = {key: Domain(key, change(domain.inputs), domain.labels) for key, domain in bundle.domains.items()}
+    return DomainBundle(domains, bundle.class_names), name
+
+
+def standardized(counts: torch.Tensor) -> torch.Tensor:
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    return (shares - shares.mean(0)) / shares.std(0).clamp_min(1e-6)
+
+
+def resized(images: torch.Tensor, size: int) -> torch.Tensor:
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def network(bundle: DomainBundle) -> nn.Module:
+    shape = bundle.sample_shape
+    return FeatureNet(shape[0], bundle.classes, hidden=0) if len(shape) == 1 else network_for(shape, bundle.classes)
+
+
 def train(
-    bundle: DomainBundle, data: str, target: str, seed: int, shots: int, strategies: Sequence[str], unrelated: int
+    bundle: DomainBundle,
+    data: str,
+    target: str,
+    seed: int,
+    shots: int,
+    strategies: Sequence[str],
+    unrelated: int,
+    options: TrainingOptions,
 ) -> None:
     """What is not in the journal yet."""
     name = f"{data}-{target}-{shots}-shots" + (f"-{unrelated}-unrelated" if unrelated else "")
@@ -73,17 +122,17 @@ def train(
     sources = [*sources, *islands(sources, unrelated, seed)]
     split = few_shot_split(domain, shots, seed=seed)
     trainer = OTQMS(
-        partial(network_for, bundle.sample_shape, bundle.classes),
+        partial(network, bundle),
         split.train,
         {source.name: source for source in sources},
         validation=split.validation,
-        options=TrainingOptions(),
+        options=options,
         seed=seed,
     )
     test = Pool({"test": split.test}, trainer.device)
     for strategy in missing:
         run = trainer.fit(strategy)
-        kept = run.kept
+        taken = run.allocated
         accuracy = evaluate(run.model, test).accuracy
         journal.add(
             {
@@ -95,12 +144,15 @@ def train(
                 "seconds": run.seconds,
                 "allocation_seconds": run.allocation_seconds,
                 "preparation_seconds": run.source_model_seconds,
-                "quantities": kept.quantities,
-                "shares": run.epochs[0].shares if strategy == "recommended" else kept.shares,
+                "quantities": taken.quantities,
+                "shares": taken.shares,
                 **environment(),
             }
         )
         print(f"{name} seed {seed} {strategy}: {100 * accuracy:.1f} % in {run.seconds:.0f} s", flush=True)
+
+
+UNRELATED = ("shuffled labels", "shifted labels", "noise", "one class for all")
 
 
 def islands(sources: Sequence[Domain], count: int, seed: int) -> list[Domain]:
@@ -112,15 +164,15 @@ def islands(sources: Sequence[Domain], count: int, seed: int) -> list[Domain]:
     inputs, labels = whole.inputs[index], whole.labels[index]
     classes = int(labels.max()) + 1
     noise = torch.randn(inputs.shape, generator=generator) * inputs.std() + inputs.mean()
-    kinds = (
-        Domain("shuffled labels", inputs, labels[torch.randperm(size, generator=generator)]),
-        Domain("shifted labels", inputs, (labels + 1) % classes),
-        Domain("noise", noise, labels),
-        Domain("one class for all", inputs, torch.full_like(labels, seed % classes)),
+    contents = (
+        (inputs, labels[torch.randperm(size, generator=generator)]),
+        (inputs, (labels + 1) % classes),
+        (noise, labels),
+        (inputs, torch.full_like(labels, seed % classes)),
     )
-    if count > len(kinds):
-        raise SystemExit(f"unrelated: expected at most {len(kinds)}, got {count}")
-    return list(kinds[:count])
+    if count > len(UNRELATED):
+        raise SystemExit(f"unrelated: expected at most {len(UNRELATED)}, got {count}")
+    return [Domain(name, *content) for name, content in zip(UNRELATED[:count], contents)]
 
 
 def journals() -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
@@ -146,8 +198,8 @@ def write_tables() -> None:
     head = (
         "# OTQMS and its rivals\n\n"
         "Test accuracy in %, mean over seeds; then the mean over the targets, its standard error over seeds (of the "
-        "targets' means). Strategies with every target and seed stand first. One thread; seconds of a training, its "
-        "preparation (source models, survey) included.\n"
+        "targets' means). Strategies with every target and seed stand first. Unrelated: their share of the loss. One "
+        "thread; seconds of a training, its preparation (source models, survey) included.\n"
     )
     (JOURNALS.parent / "study_otqms.md").write_text("\n".join([head, *sections]))
     (JOURNALS.parent / "study_otqms.json").write_text(json.dumps({"studies": document}, indent=1) + "\n")
@@ -176,6 +228,7 @@ def summarize(by_target: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             "trainings": len(rows),
             "samples_per_epoch": fmean(row["samples_per_epoch"] for row in rows.values()),
             "seconds": fmean(row["seconds"] + row["preparation_seconds"] for row in rows.values()),
+            "unrelated_share": fmean(sum(row["shares"].get(u, 0.0) for u in UNRELATED) for row in rows.values()),
         }
     return {"targets": targets, "strategies": dict(sorted(table.items(), key=lambda item: -(item[1]["mean"] or 0)))}
 
@@ -183,15 +236,16 @@ def summarize(by_target: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def as_markdown(summary: dict[str, Any]) -> str:
     targets = summary["targets"]
     lines = [
-        f"| strategy | {' | '.join(targets)} | mean | seeds | samples per epoch | seconds |",
-        "|---" * (len(targets) + 5) + "|",
+        f"| strategy | {' | '.join(targets)} | mean | seeds | samples per epoch | unrelated | seconds |",
+        "|---" * (len(targets) + 6) + "|",
     ]
     for name, row in summary["strategies"].items():
         cells = ["-" if row["by_target"][t] is None else f"{100 * row['by_target'][t]:.1f}" for t in targets]
         mean = "-" if row["mean"] is None else f"{100 * row['mean']:.1f}"
         if row["error"] is not None:
             mean += f" ± {100 * row['error']:.1f}"
-        numbers = f"{row['seeds']} | {row['samples_per_epoch']:.0f} | {row['seconds']:.0f}"
+        unrelated = f"{row['unrelated_share']:.1%}" if row["unrelated_share"] else "-"
+        numbers = f"{row['seeds']} | {row['samples_per_epoch']:.0f} | {unrelated} | {row['seconds']:.0f}"
         lines.append(f"| {name} | {' | '.join(cells)} | {mean} | {numbers} |")
     return "\n".join(lines) + "\n"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transferops.otqms.akaike import akaike_shares
+from transferops.otqms.akaike import akaike_shares, explain_shares
 
 
 def instance(generator: np.random.Generator) -> tuple[np.ndarray, float, np.ndarray, float]:
@@ -75,6 +75,20 @@ def test_the_far_away_do_not_overflow() -> None:
     found = akaike_shares(np.diag([1.0, 1e300, 0.5]), 1e6, [5, 1e9, 7], 1e-9)
     assert np.isfinite([found.target, *found.sources, found.risk]).all()
     assert found.sources[1] == 0
+
+
+def test_shares_are_explained() -> None:
+    """Delta_i/2 = N0 (A_ii - min_j A_jj) / (2 d) by hand: 100 * 0.02 / 2 = 1 nat, 0.25 over d = 4."""
+    gram, samples = np.diag([0.03, 0.05, 0.0]), [300, 100, 0]
+    found = akaike_shares(gram, 100, samples, 4.0)
+    target, near, far, empty = explain_shares(gram, 100, samples, 4.0, ["near", "far", "empty"])
+    assert target.startswith(f"target: {found.target:.1%} of the loss, for the noise of its own estimate, d/N0 = 0.04,")
+    assert near == f"source near: {found.sources[0]:.1%} of the loss: no source explains the target's samples better"
+    assert far == (
+        f"source far: {found.sources[1]:.1%} of the loss: it explains the target's samples worse than the nearest "
+        "source by 1 nats, over d by 0.25: a sample of it counts 0.78 of one of that source"
+    )
+    assert empty == "source empty: 0.0% of the loss: it has no samples"
 
 
 @pytest.mark.parametrize(

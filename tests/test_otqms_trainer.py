@@ -1,17 +1,14 @@
-"""The trainer and what surrounds it: draws, early stopping, strategies, studies and their results."""
+"""The trainer: strategies, seeds, options, and the networks that it makes itself."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from otqms_tasks import AVAILABLE, CLASSES, FAST, FEATURES, SOURCES, TARGET, network, timeless
 from torch import nn
 
 from transferops.data import Domain, few_shot_split
@@ -23,69 +20,20 @@ from transferops.otqms import (
     EpochRecord,
     FeatureNet,
     Situation,
-    Study,
     TrainingOptions,
-    TrainingRun,
-    Trial,
     allocate,
-    compare,
     network_for,
     register,
-    to_json,
-    write_json,
 )
-from transferops.otqms.distributed import World
-from transferops.otqms.early_stopping import EarlyStopping
 from transferops.otqms.options import resolve_dimension
-from transferops.otqms.plots import plot_accuracy, plot_quantities
-from transferops.otqms.pool import Pool, TensorSamples
-from transferops.otqms.sampling import Deck, draw
-from transferops.otqms.summary import Mean, conclusions, summarize
-from transferops.otqms.training import EpochPlan, Evaluation, Stepper
+from transferops.otqms.pool import TensorSamples
 
-CLASSES, FEATURES = 3, 4
-FAST = TrainingOptions(
-    epochs=4,
-    early_stopping=True,
-    patience=4,
-    batch_size=8,
-    min_steps=6,
-    source_steps=30,
-    lr=1e-2,
-    schedule="constant",
-)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def exactly(message: str) -> str:
     """The pattern of this message and no other."""
     return f"^{re.escape(message)}$"
-
-
-def task(name: str, seed: int, per_class: int = 12, turn: int = 0) -> Domain:
-    """Three Gaussian classes around fixed centres; ``turn`` exchanges the labels."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(CLASSES * per_class) % CLASSES
-    centres = 2 * torch.eye(CLASSES, FEATURES)
-    inputs = centres[labels] + 0.7 * torch.randn(len(labels), FEATURES, generator=generator)
-    return Domain(name, inputs, (labels + turn) % CLASSES)
-
-
-TARGET = task("target", 0, per_class=20)
-SOURCES = {"near": task("near", 1, 20), "far": task("far", 2, 16, turn=1)}
-AVAILABLE = {"near": 60, "far": 48}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def network() -> nn.Module:
-    return FeatureNet(FEATURES, CLASSES, hidden=8)
 
 
 def trainer(seed: int = 0, options: TrainingOptions = FAST, **arguments: Any) -> OTQMS:
@@ -100,108 +48,10 @@ def trainer(seed: int = 0, options: TrainingOptions = FAST, **arguments: Any) ->
     )
 
 
-def timeless(run: TrainingRun) -> list[EpochRecord]:
-    """The records of a run without its times."""
-    return [dataclasses.replace(record, seconds=0, allocation_seconds=0) for record in run.epochs]
-
-
-class TestDraw:
-    @pytest.mark.parametrize("quantity", [0, 1, 10, 37, 60])
-    def test_without_replacement_and_stratified(self, quantity: int) -> None:
-        labels = torch.tensor([0] * 10 + [1] * 20 + [2] * 30)
-        chosen = draw(labels, quantity, torch.Generator().manual_seed(0))
-        assert len(chosen) == len(set(chosen.tolist())) == quantity
-        counts = torch.bincount(labels[chosen], minlength=3)
-        assert ((counts - quantity * torch.tensor([10, 20, 30]) / 60).abs() < 1.5).all()
-
-    def test_every_sample_is_as_likely(self) -> None:
-        labels = torch.tensor([0] * 4 + [1] * 12)
-        generator = torch.Generator().manual_seed(0)
-        counts = torch.zeros(16)
-        for _ in range(4000):
-            counts[draw(labels, 6, generator)] += 1
-        # 6/16 of 4000 draws; a binomial standard deviation is 31.
-        assert (counts - 1500).abs().max() < 125
-
-    def test_generator_decides(self) -> None:
-        labels = torch.zeros(50, dtype=torch.int64)
-        first, again, other = (draw(labels, 9, torch.Generator().manual_seed(s)).tolist() for s in (1, 1, 2))
-        assert first == again != other
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "min_steps", "steps"), [(8, 1, 8), (8, 20, 24), (60, 1, 1), (60, 5, 5), (59, 1, 2)]
-)
-def test_an_epoch_is_whole_passes_of_at_least_min_steps(batch_size: int, min_steps: int, steps: int) -> None:
-    model = network()
-    pool = Pool({"target": TARGET}, torch.device("cpu"))
-    plan = EpochPlan.shuffled(torch.arange(60), batch_size, min_steps, torch.Generator().manual_seed(0))
-    assert all(torch.equal(row.sort().values, torch.arange(60)) for row in plan.order)
-    sizes = [len(batch) for batch in plan.batches()]
-    assert len(sizes) == plan.total_steps == steps
-    assert max(sizes) - min(sizes) <= 1
-    stepper = Stepper(model, dataclasses.replace(FAST, optimizer=torch.optim.SGD), 1e-30, World())
-    losses = list(stepper.steps(pool, plan, 0, (0, 1)))
-    expected = nn.functional.cross_entropy(model(TARGET.inputs), TARGET.labels).item()
-    assert sum(losses).item() / plan.order.numel() == pytest.approx(expected, rel=1e-5)
-
-
-class TestDeck:
-    def test_every_sample_before_any_comes_again(self) -> None:
-        labels = torch.arange(30) % 3
-        deck, generator = Deck(labels), torch.Generator().manual_seed(0)
-        counts = torch.zeros(30, dtype=torch.int64)
-        for quantity in (7, 0, 13, 25, 30, 4, 61, 29):
-            hand = deck.deal(quantity, generator)
-            assert len(hand) == quantity
-            within = torch.bincount(hand, minlength=30)
-            assert within.max() <= 1 or quantity > 30
-            counts += within
-            assert counts.max() - counts.min() <= 2
-
-    def test_a_hand_is_stratified(self) -> None:
-        labels = torch.tensor([0] * 10 + [1] * 20 + [2] * 30)
-        deck, generator = Deck(labels), torch.Generator().manual_seed(0)
-        for _ in range(5):
-            counts = torch.bincount(labels[deck.deal(12, generator)], minlength=3)
-            assert ((counts - torch.tensor([2, 4, 6])).abs() <= 2).all()
-
-
-class TestEarlyStopping:
-    @staticmethod
-    def follow(accuracies: list[float | None], patience: int) -> tuple[int, int, float]:
-        """Kept epoch, last epoch, and the weight that the kept model had."""
-        model, stopping = nn.Linear(1, 1), EarlyStopping(patience)
-        epoch = 0
-        for epoch, accuracy in enumerate(accuracies, start=1):
-            nn.init.constant_(model.weight, epoch)
-            evaluation = None if accuracy is None else Evaluation(loss=1.0, accuracy=accuracy)
-            stopping.update(epoch, evaluation, model)
-            if stopping.over(epoch):
-                break
-        stopping.restore(model)
-        return stopping.epoch, epoch, model.weight.item()
-
-    @pytest.mark.parametrize(
-        ("accuracies", "patience", "kept", "last"),
-        [
-            ([0.5, 0.7, 0.6, 0.6, 0.9], 2, 2, 4),
-            ([0.5, 0.7, 0.6, 0.6, 0.9], 3, 5, 5),
-            ([0.5, 0.7, 0.6, 0.7, 0.6], 2, 4, 5),
-            ([0.0, 0.0, 0.0], 1, 3, 3),
-            ([None, None, None, None], 1, 4, 4),
-        ],
-    )
-    def test_keeps_the_latest_of_the_best(
-        self, accuracies: list[float | None], patience: int, kept: int, last: int
-    ) -> None:
-        assert self.follow(accuracies, patience) == (kept, last, float(kept))
-
-
 class TestStrategies:
     def test_samples_used(self) -> None:
         ours = trainer()
-        only, everything, chosen = (ours.fit(name) for name in ("target-only", "all-sources", "quantities"))
+        only, everything, chosen = (ours.fit(name) for name in ("target-only", "all-sources", "quantities-dynamic"))
         assert [record.samples for record in only.epochs] == [12] * 4
         assert [record.samples for record in everything.epochs] == [12 + 108] * 4
         assert everything.kept.quantities == AVAILABLE
@@ -217,7 +67,7 @@ class TestStrategies:
         ours = trainer(seed=3)
         torch.manual_seed(3)
         expected = allocate(ours.gram(network()), 12, [60, 48], ours.dimension)
-        record = ours.fit("quantities").epochs[0]
+        record = ours.fit("quantities-dynamic").epochs[0]
         assert list(record.quantities.values()) == expected.rounded().tolist()
         assert record.predicted_risk == pytest.approx(expected.risk, rel=1e-9)
 
@@ -249,14 +99,14 @@ class TestStrategies:
     def test_source_models_cost_only_who_uses_them(self) -> None:
         ours = trainer()
         assert ours.fit("all-sources").source_model_seconds == 0
-        chosen = ours.fit("quantities")
+        chosen = ours.fit("quantities-dynamic")
         assert chosen.source_model_seconds > 0
-        assert chosen.source_model_seconds == ours.fit("quantities").source_model_seconds
+        assert chosen.source_model_seconds == ours.fit("quantities-dynamic").source_model_seconds
         assert 0 < chosen.allocation_seconds < chosen.seconds
 
 
 class TestTrainer:
-    @pytest.mark.parametrize("strategy", ["target-only", "all-sources", "quantities"])
+    @pytest.mark.parametrize("strategy", ["target-only", "all-sources", "quantities-dynamic"])
     def test_a_seed_decides_everything(self, strategy: str) -> None:
         first, again, other = trainer(0).fit(strategy), trainer(0).fit(strategy), trainer(1).fit(strategy)
         assert timeless(first) == timeless(again) != timeless(other)
@@ -266,7 +116,7 @@ class TestTrainer:
     def test_strategies_do_not_disturb_each_other(self) -> None:
         """Nor does the random state outside matter, or change."""
         ours = trainer()
-        ours.fit("quantities")
+        ours.fit("quantities-dynamic")
         torch.manual_seed(99)
         before = torch.get_rng_state()
         second = ours.fit("all-sources")
@@ -304,8 +154,17 @@ class TestTrainer:
         parts = (split.train, split.validation)
         whole = Domain("all", torch.cat([p.inputs for p in parts]), torch.cat([p.labels for p in parts]))
         together = OTQMS(network, whole, SOURCES, options=options)
-        assert timeless(together.fit("quantities")) == timeless(ours.fit("quantities"))
+        assert timeless(together.fit("quantities-dynamic")) == timeless(ours.fit("quantities-dynamic"))
         assert together.dimension == ours.dimension == 15 * 2
+
+    def test_watched_samples_are_noted_and_change_nothing(self) -> None:
+        options = dataclasses.replace(FAST, early_stopping=False)
+        run = trainer(options=options, watched=TARGET).fit("quantities-dynamic")
+        loss = nn.functional.cross_entropy(run.model(TARGET.inputs), TARGET.labels).item()
+        assert run.kept.validation_loss == pytest.approx(loss)
+        blank = {"validation_loss": None, "validation_accuracy": None}
+        without = trainer(options=options).fit("quantities-dynamic")
+        assert [{**record, **blank} for record in timeless(run)] == timeless(without)
 
     def test_early_stopping_needs_validation_samples(self) -> None:
         message = "validation: expected target samples to choose the epoch on, for early stopping, got none"
@@ -349,7 +208,7 @@ class TestTrainer:
         assert ours.dimension == 8 * CLASSES + CLASSES
         torch.manual_seed(0)
         initial = half_frozen()
-        trained = ours.fit("quantities").model
+        trained = ours.fit("quantities-dynamic").model
         assert torch.equal(initial.get_parameter("0.weight"), trained.get_parameter("0.weight"))
         assert not torch.equal(initial.get_parameter("2.weight"), trained.get_parameter("2.weight"))
 
@@ -432,190 +291,3 @@ class TestNetworks:
         message = f"sample_shape: expected (C, H, W) of at least 8 pixels, or (D,), got {shape}"
         with pytest.raises(ValueError, match=exactly(message)):
             network_for(shape, 3)
-
-
-def study(**arguments: Any) -> Study:
-    return compare(
-        network,
-        lambda seed: few_shot_split(TARGET, 5, seed=seed),
-        SOURCES,
-        options=FAST,
-        **{"seeds": (0, 1), **arguments},
-    )
-
-
-class TestStudy:
-    def test_the_test_part_has_no_influence(self) -> None:
-        """The same trainings whatever it holds; only the accuracy changes."""
-
-        def spoiled(seed: int) -> Any:
-            split = few_shot_split(TARGET, 5, seed=seed)
-            test = Domain("test", split.test.inputs, (split.test.labels + 1) % CLASSES)
-            return dataclasses.replace(split, test=test)
-
-        honest = study()
-        other = compare(network, spoiled, SOURCES, options=FAST, seeds=(0, 1))
-        for name in honest.trials:
-            for a, b in zip(honest.trials[name], other.trials[name], strict=True):
-                assert timeless(a.run) == timeless(b.run)
-                assert a.run.kept_epoch == b.run.kept_epoch
-                assert a.accuracy > 0.5 > b.accuracy
-
-    def test_seeds_and_callbacks(self) -> None:
-        seen: list[tuple[str, int, int]] = []
-        result = study(
-            strategies=("all-sources", "target-only"),
-            seeds=(4, 2),
-            on_epoch=lambda strategy, seed, record: seen.append((strategy, seed, record.epoch)),
-        )
-        assert list(result.trials) == ["all-sources", "target-only"]
-        assert [trial.seed for trial in result.trials["target-only"]] == [4, 2]
-        assert seen == list(
-            itertools.chain(
-                *(
-                    [(name, seed, epoch) for epoch in (1, 2, 3, 4)]
-                    for seed in (4, 2)
-                    for name in ("all-sources", "target-only")
-                )
-            )
-        )
-
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            ({"seeds": ()}, "seeds: expected at least one seed, each once, got []"),
-            ({"seeds": (1, 1)}, "seeds: expected at least one seed, each once, got [1, 1]"),
-            ({"strategies": ()}, "strategy: expected at least one name, each once, got none"),
-            (
-                {"strategies": ("quantities", "quantities")},
-                "strategy: expected at least one name, each once, got quantities, quantities",
-            ),
-        ],
-    )
-    def test_refuses(self, change: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=exactly(message)):
-            study(**change)
-
-
-def made_up_trial(seed: int, accuracy: float, near: list[int], risk: float | None) -> Trial:
-    """A trial that took ``near`` samples of the one source by epoch and kept the last epoch."""
-    records = tuple(
-        EpochRecord(i, {"near": n, "far": 0}, 12 + n, 0.5, 0.4, 0.9, risk, 2.0, 0.5) for i, n in enumerate(near, 1)
-    )
-    return Trial(seed, TrainingRun("made-up", records, len(records), 3.0, nn.Identity()), accuracy)
-
-
-def made_up_study(ours: list[float], theirs: list[float]) -> Study:
-    deciding = [made_up_trial(seed, a, [60, 30], 1.5) for seed, a in enumerate(ours)]
-    other = [made_up_trial(seed, a, [60, 60], None) for seed, a in enumerate(theirs)]
-    return Study({"quantities": deciding, "all-sources": other}, AVAILABLE, 24)
-
-
-class TestSummary:
-    def test_numbers(self) -> None:
-        ours, theirs = summarize(made_up_study([0.9, 0.8], [0.7, 0.7]))
-        assert ours.accuracy == Mean(pytest.approx(0.85), pytest.approx(0.05))
-        assert (ours.samples_per_epoch, ours.seconds, ours.allocation_seconds) == (57, 4, 1)
-        assert ours.quantities == {"near": 30, "far": 0}
-        assert (ours.predicts, theirs.predicts) == (True, False)
-
-    @pytest.mark.parametrize(
-        ("ours", "theirs", "sentence"),
-        [
-            (
-                [0.9, 0.8],
-                [0.7, 0.6],
-                "Its accuracy is 20.0 points (± 0.0) above all-sources, a clear difference.",
-            ),
-            (
-                [0.7, 0.6],
-                [0.9, 0.9],
-                "Its accuracy is 25.0 points (± 5.0) below all-sources, a clear difference.",
-            ),
-            (
-                [0.9, 0.7],
-                [0.7, 0.8],
-                "Its accuracy is 5.0 points (± 15.0) above all-sources, no clear difference.",
-            ),
-            (
-                [0.9],
-                [0.7],
-                "Its accuracy is 20.0 points above all-sources; one seed cannot say how sure that is.",
-            ),
-        ],
-    )
-    def test_sentences(self, ours: list[float], theirs: list[float], sentence: str) -> None:
-        first = (
-            "quantities took 28% of the source samples in the epoch that was kept: "
-            "most of near (50%), least of far (0%)."
-        )
-        assert conclusions(made_up_study(ours, theirs)) == [first, sentence]
-
-
-class TestResults:
-    def test_json(self, tmp_path: Path) -> None:
-        path = tmp_path / "result.json"
-        result = study()
-        write_json(to_json(result, target="target", shots=5), path)
-        document = json.loads(path.read_text())
-        assert document["sources"] == ["near", "far"]
-        assert document["source_samples"] == AVAILABLE
-        assert (document["target"], document["shots"], document["seeds"]) == ("target", 5, [0, 1])
-        assert document["dimension"] == 24
-        assert set(document["versions"]) == {"transferops", "torch", "numpy", "python"}
-        assert list(document["strategies"]) == ["target-only", "all-sources", "quantities"]
-        for name, entry in document["strategies"].items():
-            trials = result.trials[name]
-            assert entry["accuracy"] == [trial.accuracy for trial in trials]
-            assert entry["samples_per_epoch"] == [trial.run.samples_per_epoch for trial in trials]
-            assert entry["seconds"] == [trial.run.seconds for trial in trials]
-            assert entry["samples_by_epoch"] == [[r.samples for r in trial.run.epochs] for trial in trials]
-            for source in AVAILABLE:
-                by_epoch = entry["quantities_by_epoch"][source]
-                kept = [series[epoch - 1] for series, epoch in zip(by_epoch, entry["kept_epoch"], strict=True)]
-                assert entry["quantities"][source] == kept
-
-    @pytest.mark.parametrize("document", [{"a": float("nan")}, {"a": object()}])
-    def test_a_failed_write_leaves_what_was_there(self, tmp_path: Path, document: dict[str, Any]) -> None:
-        path = tmp_path / "result.json"
-        path.write_text("old")
-        with pytest.raises((ValueError, TypeError)):
-            write_json(document, path)
-        assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
-        assert path.read_text() == "old"
-
-    def test_an_interrupted_write_leaves_what_was_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = tmp_path / "result.json"
-        path.write_text("old")
-
-        def interrupted(*_: object) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr("os.replace", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            write_json({"a": 1}, path)
-        assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
-        assert path.read_text() == "old"
-
-
-class TestPlots:
-    @pytest.fixture(autouse=True)
-    def _needs_matplotlib(self) -> None:
-        pytest.importorskip("matplotlib")
-
-    def test_files(self, tmp_path: Path) -> None:
-        image = pytest.importorskip("PIL.Image")
-        result = made_up_study([0.9, 0.8], [0.7, 0.7])
-        assert plot_quantities(result, tmp_path / "quantities.png")
-        plot_accuracy(result, tmp_path / "accuracy.png")
-        for name in ("quantities.png", "accuracy.png"):
-            with image.open(tmp_path / name) as picture:
-                assert picture.width > 900
-                assert len(picture.convert("RGB").getcolors(10**6)) > 10
-
-    def test_nothing_decided_nothing_drawn(self, tmp_path: Path) -> None:
-        result = Study({"target-only": [made_up_trial(0, 0.5, [0], None)]}, AVAILABLE, 24)
-        assert not plot_quantities(result, tmp_path / "quantities.png")
-        assert not (tmp_path / "quantities.png").exists()
-        plot_accuracy(result, tmp_path / "accuracy.png")
-        assert (tmp_path / "accuracy.png").exists()

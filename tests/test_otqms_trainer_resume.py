@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from otqms_tasks import task
 from torch import nn
 
 from transferops._checkpoint import load, save
@@ -30,14 +31,6 @@ OPTIONS = TrainingOptions(
     source_steps=20,
     checkpoint_steps=5,
 )
-
-
-def task(seed: int, per_class: int, turn: int = 0) -> TensorSamples:
-    """Three Gaussian classes; ``turn`` exchanges the labels."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(3 * per_class) % 3
-    inputs = 2 * torch.eye(3, 4)[labels] + 0.7 * torch.randn(len(labels), 4, generator=generator)
-    return TensorSamples(inputs, (labels + turn) % 3)
 
 
 def network() -> nn.Module:
@@ -121,7 +114,7 @@ def die_after(saves: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestResume:
-    @pytest.mark.parametrize("strategy", ["recommended", "quantities"])
+    @pytest.mark.parametrize("strategy", ["recommended", "quantities-dynamic"])
     def test_after_any_checkpoint_the_result_is_the_same(
         self, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -140,10 +133,10 @@ class TestResume:
         assert same(result, expected)
 
     def test_checkpoints_change_nothing_and_are_not_repeated(self, tmp_path: Path) -> None:
-        first = trainer(tmp_path).fit("quantities")
-        assert same(first, trainer().fit("quantities"))
+        first = trainer(tmp_path).fit("quantities-dynamic")
+        assert same(first, trainer().fit("quantities-dynamic"))
         seen: list[EpochRecord] = []
-        again = trainer(tmp_path).fit("quantities", seen.append)
+        again = trainer(tmp_path).fit("quantities-dynamic", seen.append)
         assert seen == []
         assert same(first, again)
         assert again.seconds == first.seconds
@@ -211,7 +204,7 @@ folder, options = Path(sys.argv[1]), dataclasses.replace(OPTIONS, epochs=8, pati
 for wait in (0.05, 0.25, 0.5):
     child = os.fork()
     if child == 0:
-        trainer(folder, options).fit("quantities")
+        trainer(folder, options).fit("quantities-dynamic")
         os._exit(0)
     while not list(folder.rglob("*.ckpt")):
         time.sleep(0.01)
@@ -219,8 +212,8 @@ for wait in (0.05, 0.25, 0.5):
     os.kill(child, signal.SIGKILL)
     print("killed" if os.WIFSIGNALED(os.waitpid(child, 0)[1]) else "too late")
 seen = []
-resumed = trainer(folder, options).fit("quantities", seen.append)
-print(same(resumed, trainer(None, options).fit("quantities")))
+resumed = trainer(folder, options).fit("quantities-dynamic", seen.append)
+print(same(resumed, trainer(None, options).fit("quantities-dynamic")))
 """
 
 

@@ -8,39 +8,30 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from otqms_tasks import task, timeless
 from torch import nn
 from torch.utils.data import Dataset
 
+from transferops.fisher import FisherInformation, estimation, parameter_differences
+from transferops.fisher.exact import push_forward
 from transferops.otqms import OTQMS, ConvNet, TrainingOptions, TrainingRun
+from transferops.otqms.akaike import akaike_shares, explain_shares
 from transferops.otqms.guard import judge_sources
 from transferops.otqms.pool import Pool, TensorSamples
+from transferops.otqms.run import Run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 OPTIONS = TrainingOptions(
     epochs=3, early_stopping=True, patience=3, batch_size=9, min_steps=8, source_steps=20, lr=1e-2
 )
-STRATEGIES = ("quantities", "weights", "recommended")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def task(seed: int, per_class: int, turn: int = 0) -> TensorSamples:
-    """Three Gaussian classes; ``turn`` exchanges the labels."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(3 * per_class) % 3
-    inputs = 2 * torch.eye(3, 4)[labels] + 0.7 * torch.randn(len(labels), 4, generator=generator)
-    return TensorSamples(inputs, (labels + turn) % 3)
+STRATEGIES = ("quantities-dynamic", "weights", "recommended")
 
 
 TARGET, VALIDATION = task(0, 5), task(5, 4)
@@ -56,18 +47,37 @@ def fit(strategy: str, target: Any = TARGET, sources: Any = None, **changes: Any
     return OTQMS(network, target, sources or SOURCES, validation=VALIDATION, options=options).fit(strategy)
 
 
-def numbers(run: TrainingRun) -> list[dict[str, Any]]:
-    """The records without times."""
-    return [{k: v for k, v in dataclasses.asdict(r).items() if "seconds" not in k} for r in run.epochs]
+def fit_interrupted(folder: str, **changes: Any) -> TrainingRun:
+    """With checkpoints in ``folder``, given up after some of them and taken up again."""
+    options = dataclasses.replace(OPTIONS, checkpoint_steps=3, **changes)
+
+    def trainer() -> OTQMS:
+        return OTQMS(network, TARGET, SOURCES, validation=VALIDATION, options=options, checkpoint=folder)
+
+    trainer().source_models()  # each by one process alone, which cannot be given up by all at the same time
+    save, saves = Run._save, []
+
+    def failing(run: Run) -> None:
+        save(run)
+        saves.append(run)
+        if len(saves) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_save", failing)
+        with pytest.raises(KeyboardInterrupt):
+            trainer().fit("quantities-dynamic")
+    assert saves[-1]._step > 0  # in the middle of an epoch
+    return trainer().fit("quantities-dynamic")
 
 
 SCRIPT = """
 import json, os, sys
 sys.path.insert(0, {tests!r})
-import clarabel, torch, torch._dynamo
+import clarabel, torch, torch._dynamo, torch.distributed.fsdp
 import torch.distributed as distributed
 torch.set_num_threads(1)
-from test_otqms_trainer_scale import STRATEGIES, fit, numbers
+from test_otqms_trainer_scale import STRATEGIES, fit, fit_interrupted, timeless
 size = int(sys.argv[2])
 children = []
 for rank in range(size):
@@ -75,7 +85,9 @@ for rank in range(size):
     if child == 0:
         address = "file://" + sys.argv[1] + "/store"
         distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=size)
-        results = {{name: numbers(fit(name)) for name in STRATEGIES}}
+        results = {{name: timeless(fit(name)) for name in STRATEGIES}}
+        results["sharded"] = timeless(fit("recommended", sharded=True))
+        results["sharded and resumed"] = timeless(fit_interrupted(sys.argv[1], sharded=True, accumulate=2))
         with open(f"{{sys.argv[1]}}/{{rank}}.json", "w") as file:
             json.dump(results, file)
         distributed.barrier()
@@ -88,14 +100,16 @@ print([os.waitpid(child, 0)[1] for child in children])
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 def test_two_processes_are_like_one(tmp_path: Path) -> None:
-    """The same decisions, and the same losses up to float32 rounding, with the same global batch."""
+    """The same decisions, and the same losses up to float32 rounding, with the same global batch; in shards, too."""
     pytest.importorskip("clarabel")
     command = [sys.executable, "-c", SCRIPT.format(tests=str(Path(__file__).parent)), str(tmp_path), "2"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.stdout == "[0, 0]\n", finished.stderr
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    for name in STRATEGIES:
-        alone = numbers(fit(name))
+    same = {"sharded": "recommended", "sharded and resumed": "quantities-dynamic"}
+    assert set(ranks[0]) == {*STRATEGIES, *same}
+    for name in ranks[0]:
+        alone = timeless(fit(same.get(name, name)))
         for together in (rank[name] for rank in ranks):
             assert len(together) == len(alone)
             for a, b in zip(alone, together, strict=True):
@@ -128,8 +142,8 @@ class TestData:
     @pytest.mark.parametrize("labels_as", ["targets", "labels", None])
     def test_data_sets_are_like_tensors(self, labels_as: str | None) -> None:
         sources = {name: Pairs(samples, labels_as) for name, samples in SOURCES.items()}
-        streamed = fit("quantities", Pairs(TARGET, labels_as), sources)
-        assert numbers(streamed) == numbers(fit("quantities"))
+        streamed = fit("quantities-dynamic", Pairs(TARGET, labels_as), sources)
+        assert timeless(streamed) == timeless(fit("quantities-dynamic"))
 
     def test_only_what_is_taken_is_read(self) -> None:
         sources = {name: Pairs(samples) for name, samples in SOURCES.items()}
@@ -249,6 +263,26 @@ class TestSteps:
         torch.testing.assert_close(plain.diagonal(), rounded.diagonal(), rtol=0.05, atol=0)
 
 
+def test_few_of_many_source_models_are_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 6 differences at a time; A is that of all at once."""
+    sizes: list[int] = []
+
+    def counting(model: nn.Module, directions: Any, *rest: Any) -> Any:
+        sizes.append(len(directions))
+        return push_forward(model, directions, *rest)
+
+    monkeypatch.setattr(estimation, "push_forward", counting)
+    torch.manual_seed(0)
+    model, models = network(), {f"source-{i}": network() for i in range(20)}
+    sources = {name: task(1, 3) for name in models}
+    options = dataclasses.replace(OPTIONS, early_stopping=False, offload=True)
+    many = OTQMS(network, TARGET, sources, options=options, source_models=models)
+    found = many.gram(model)
+    assert max(sizes) == 5  # 20 in 4 parts
+    whole = FisherInformation(model).gram(parameter_differences(list(models.values()), model), [TARGET.inputs])
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-8)
+
+
 @pytest.fixture(scope="module")
 def trainer() -> OTQMS:
     return OTQMS(network, TARGET, SOURCES, validation=VALIDATION, options=OPTIONS)
@@ -271,12 +305,18 @@ class TestReport:
         assert f"| **{run.kept_epoch}** |" in table
 
     def test_of_a_survey(self, trainer: OTQMS) -> None:
-        """Judged by what the decision was taken by: the survey's matrix and d, all labelled samples."""
+        """Explained by what the decision was taken by: the survey's matrix and d, all labelled samples, its rule."""
         run, found = trainer.fit("recommended"), trainer._prepared.survey(all_labels=True)
         report = trainer.report(run)
         assert run.gram is found.gram
+        problem = found.gram.numpy(), 15 + 12, np.array([60, 48, 9]), found.dimension
+        assert list(report.verdicts) == explain_shares(*problem, list(SOURCES))
+        full = akaike_shares(*problem).risk
+        without = akaike_shares(problem[0][1:, 1:], 27, [48, 9], found.dimension).risk
+        values = {value.source: value.predicted for value in report.values}
+        assert values["near"] == pytest.approx(without - full)
         judged = judge_sources(found.gram.diagonal(), 15 + 12, [60, 48, 9], found.dimension)
-        assert list(report.verdicts) == judged.sentences(list(SOURCES))
+        assert list(trainer.report(trainer.fit("quantities")).verdicts) == judged.sentences(list(SOURCES))
 
     def test_retrained(self, trainer: OTQMS) -> None:
         run = trainer.fit("all-sources")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,3 +81,47 @@ def akaike_shares(gram: ArrayLike, target_samples: float, source_samples: ArrayL
     total = a + noise
     target = a / total if total > 0 else per_dimension / (per_dimension + 1 / samples)
     return Shares(target, (1 - target) * mixture, (1 - target) * a / 2)
+
+
+def explain_shares(
+    gram: ArrayLike, target_samples: float, source_samples: ArrayLike, dimension: float, names: Sequence[str]
+) -> list[str]:
+    """What :func:`akaike_shares` gives the target and each source and why, a sentence each.
+
+    Args:
+        gram: A, shape [K, K].
+        target_samples: N0.
+        source_samples: N_i, shape [K].
+        dimension: d, positive.
+        names: Of the sources.
+
+    Raises:
+        ValueError: as :func:`akaike_shares`.
+    """
+    found = akaike_shares(gram, target_samples, source_samples, dimension)
+    distances, available = check_array("gram", gram).diagonal(), nonnegative("source_samples", source_samples)
+    noise = dimension / target_samples
+    sentences = [
+        f"target: {found.target:.1%} of the loss, for the noise of its own estimate, d/N0 = {noise:.3g}, against the "
+        f"distance and the noise of the sources together, {_together(found, noise):.3g}"
+    ]
+    nearest = distances[available > 0].min() if (available > 0).any() else 0.0
+    for name, distance, samples, share in zip(names, distances, available, found.sources, strict=True):
+        lost = target_samples * (distance - nearest) / 2
+        if samples == 0:
+            reason = "it has no samples"
+        elif lost <= 0:
+            reason = "no source explains the target's samples better"
+        else:
+            weight = np.exp(-lost / dimension)
+            reason = (
+                f"it explains the target's samples worse than the nearest source by {lost:.3g} nats, over d by "
+                f"{lost / dimension:.3g}: a sample of it counts {weight:.2g} of one of that source"
+            )
+        sentences.append(f"source {name}: {share:.1%} of the loss: {reason}")
+    return sentences
+
+
+def _together(found: Shares, noise: float) -> float:
+    """a, from q_0 = a / (a + d/N0)."""
+    return found.target * noise / (1 - found.target) if found.target < 1 else float("inf")

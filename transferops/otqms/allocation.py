@@ -142,7 +142,8 @@ def allocate(
         ValueError: an argument is out of its range; the message names it.
         TypeError: an argument is not numeric.
         ImportError: the solver is not installed.
-        RuntimeError: no allocation with a KKT residual of at most 1e-6 was found; not known to happen.
+        RuntimeError: no allocation was found with a KKT residual of at most 1e-6 and a risk of at most that of the
+            target alone; not known to happen.
 
     Example:
         >>> round(allocate([[0.2]], target_samples=10, source_samples=[100], dimension=2).total, 6)
@@ -187,14 +188,20 @@ def allocate(
     bias = np.square(root @ masses[:-1][usable]).sum()
     spent = quantities > 0
     variance = masses[-1] ** 2 / target_samples + (masses[:-1][spent] ** 2 / quantities[spent]).sum()
+    least, without = float(dimension * variance + bias) / 2, float(target_only_risk(target_samples, dimension))
+    if not least <= without * (1 + _ACCEPTED_RESIDUAL):  # taking nothing is always feasible
+        raise RuntimeError(
+            f"allocate: expected a risk of at most {without:.6g}, that of the target alone, got {least:.6g}: "
+            "please report the arguments"
+        )
     return Allocation(
         mode=mode,
         quantities=quantities,
         sample_weights=weights,
         masses=masses[:-1],
         target_mass=float(masses[-1]),
-        risk=float(dimension * variance + bias) / 2,
-        target_only_risk=float(target_only_risk(target_samples, dimension)),
+        risk=least,
+        target_only_risk=without,
         kkt_residual=residual,
         source_samples=available.copy(),
         costs=prices,

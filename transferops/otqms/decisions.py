@@ -10,9 +10,10 @@ from transferops.otqms.akaike import akaike_shares
 from transferops.otqms.allocation import Allocation, allocate
 from transferops.otqms.phases import Anchor, Decide, Decision, Situation
 from transferops.otqms.rounding import largest_remainder
+from transferops.otqms.theory import FloatArray
 
 
-def quantities(situation: Situation) -> Decision:
+def dynamic_quantities(situation: Situation) -> Decision:
     """OTQMS, dynamic [paper]: the quantities of least predicted risk, found anew at the current model.
 
     The one quadratic programme that finds them is [derived], see :func:`transferops.otqms.allocate`.
@@ -58,42 +59,69 @@ def surveyed_shares(situation: Situation) -> Decision:
     """The shares of the loss by a survey, realised by how often samples are drawn [derived].
 
     A and d both come from :class:`transferops.otqms.survey.Survey`, so that they are on one scale; the shares are
-    :func:`transferops.otqms.akaike.akaike_shares`. An epoch draws as many samples as the budget says, or half as many
-    as there are, the target's in several rounds. As the loss is then unweighted, no step is dominated by the few
-    target samples in it.
+    :func:`transferops.otqms.akaike.akaike_shares`. As the loss is unweighted, no step is dominated by the few target
+    samples in it.
     """
     survey = situation.survey()
     found = akaike_shares(survey.gram, situation.target_samples, situation.source_samples, survey.dimension)
-    masses = np.array([found.target, *found.sources])
-    total = situation.budget or math.ceil((situation.target_samples + sum(situation.source_samples)) / 2)
-    drawn = largest_remainder(masses * total, np.full(len(masses), total), np.ones(len(masses)))
-    return Decision(tuple(drawn[1:].tolist()), found.risk, target=int(drawn[0]))
+    return _drawn(situation, np.array([found.target, *found.sources]), found.risk)
+
+
+def surveyed_quantities(situation: Situation) -> Decision:
+    """The quantities of least predicted risk by a survey, in rounds [derived].
+
+    A round is the target's samples once and the quantities of each source, other samples of it in every round.
+    """
+    survey, target = situation.survey(), situation.target_samples
+    allocation = allocate(survey.gram, target, situation.source_samples, survey.dimension)
+    masses = np.array([target, *allocation.quantities])
+    return _drawn(situation, masses / masses.sum(), float(allocation.risk))
 
 
 def budget(situation: Situation) -> Decision:
-    """Quantities under a budget of samples, and weights on those [derived]."""
-    limit = situation.budget or sum(situation.source_samples) // 2
+    """Quantities under a budget of samples or of seconds, and weights on those [derived]."""
+    limit, costs = _limit(situation)
     allocation = allocate(
         situation.gram(),
         situation.target_samples,
         situation.source_samples,
         situation.dimension,
         mode="budget",
-        budget=limit,
+        budget=sum(situation.source_samples) // 2 if limit is None else limit,
+        costs=costs,
     )
     return _weighted(allocation)
 
 
 def uniform(situation: Situation) -> Decision:
-    """As many samples as the budget says, or as "quantities" would take now, the same part of every source."""
-    total = situation.budget
-    if total is None:
-        decided = quantities(situation)
-        total = sum(decided.quantities)
+    """As much as the budget allows, or as "quantities-dynamic" would take now, the same part of every source."""
+    limit, costs = _limit(situation)
+    if limit is None:
+        limit = sum(dynamic_quantities(situation).quantities)
     available = np.array(situation.source_samples, dtype=np.float64)
-    part = min(total / available.sum(), 1.0)
+    part = min(limit / float(costs @ available), 1.0)
     whole = largest_remainder(part * available, available, np.ones_like(available), np.inf)
     return Decision(tuple(whole.tolist()))
+
+
+def _drawn(situation: Situation, masses: FloatArray, risk: float) -> Decision:
+    """Draws in proportion to ``masses``, of sum 1: as many as the budget allows, or half as many as there are samples.
+
+    The target's come in several rounds.
+    """
+    total = situation.budget or math.ceil((situation.target_samples + sum(situation.source_samples)) / 2)
+    if situation.budget_seconds is not None:
+        total = max(math.floor(situation.budget_seconds / float(masses @ np.array(situation.costs()))), 1)
+    drawn = largest_remainder(masses * total, np.full(len(masses), total), np.ones(len(masses)))
+    return Decision(tuple(drawn[1:].tolist()), risk, target=int(drawn[0]))
+
+
+def _limit(situation: Situation) -> tuple[float | None, FloatArray]:
+    """What may be spent on the sources, if anything limits it, and what a sample of each costs."""
+    if situation.budget_seconds is None:
+        return situation.budget, np.ones(len(situation.source_samples))
+    target, *sources = situation.costs()
+    return max(situation.budget_seconds - target * situation.target_samples, 0.0), np.array(sources)
 
 
 def _weighted(allocation: Allocation) -> Decision:

@@ -6,6 +6,7 @@ samples at theta_0. The samples are shared between processes; the matrix is the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -21,6 +22,7 @@ from transferops.otqms.pool import Pool
 
 State = Mapping[str, torch.Tensor]
 
+_DIRECTIONS_AT_ONCE = 6  # differentiated together; with batches as in training, what they need stays in the caches
 _GRADIENT_SAMPLES = 2048  # of a source: its gradient at theta_0 need not be exact
 _DAMPING = 0.1
 _CONJUGATE_GRADIENT_STEPS = 10
@@ -39,14 +41,16 @@ def gram(
         world: The processes that share the target's samples.
     """
     own = world.share(samples.positions(0))
-    batches = list(samples.batches(own))
+    batches = list(samples.batches(own, options.batch_size))
     selection = options.selection(model)
     if not batches:
         total = torch.zeros((len(sources), len(sources)), dtype=torch.float64)
     else:
         device, dtype = ("cpu", options.source_dtype) if options.offload else (None, None)
         directions = parameter_differences(list(sources), model, selection, device=device, dtype=dtype)
-        total = FisherInformation(model, estimator=options.fisher).gram(directions, batches) * len(own)
+        chunks = math.ceil(len(directions) / _DIRECTIONS_AT_ONCE)
+        fisher = FisherInformation(model, options.fisher, chunk_size=math.ceil(len(directions) / chunks))
+        total = fisher.gram(directions, batches) * len(own)
     return _agreed(world.sum(total) / samples.sizes[0], world)
 
 

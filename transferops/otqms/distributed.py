@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import distributed, nn
@@ -70,12 +71,50 @@ class World:
         if self.size > 1:
             distributed.barrier()
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """``model`` with its gradients averaged over processes; itself if alone."""
-        if self.size == 1:
-            return model
-        device = next(model.parameters()).device
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    def parallel(self, model: nn.Module, sharded: bool) -> Replicas:
+        """What takes the steps of ``model``, gradients averaged over processes; ``sharded`` or whole in each."""
+        if not sharded or self.size == 1:
+            return Replicas(model, self.size)
+        from transferops.otqms.sharding import Shards  # needs parts of torch that not every build has
+
+        return Shards(model, self.size)
+
+
+class Replicas:
+    """A model that is whole in every process.
+
+    Args:
+        model: Trained in place.
+        processes: How many.
+
+    Attributes:
+        model: As given.
+        module: What is called in a step, and has the parameters that the optimiser works on.
+    """
+
+    def __init__(self, model: nn.Module, processes: int) -> None:
+        self.model = model
+        self.module = model
+        if processes > 1:
+            device = next(model.parameters()).device
+            self.module = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+    def accumulating(self) -> AbstractContextManager[None]:
+        """Inside, gradients are added up and not yet averaged."""
+        if isinstance(self.module, DistributedDataParallel):
+            return cast(AbstractContextManager[None], self.module.no_sync())
+        return nullcontext()
+
+    def collect(self) -> None:
+        """After a step: bring ``model`` where ``module`` is. Every process must call it."""
+
+    def state_of(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimiser's whole state, as one process would have it. Every process must call it."""
+        return optimizer.state_dict()
+
+    def load_state(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_of` gave."""
+        optimizer.load_state_dict(state)
 
 
 @contextmanager

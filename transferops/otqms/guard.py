@@ -1,13 +1,13 @@
 """Whether to trust the sources: tests with an error rate, and a sentence that says what they found [derived].
 
-Two questions. Is one source near enough to the target to be of use, given how noisily the distance is estimated
-(:func:`judge_sources`)? And is a model trained with sources better than another, on the few held-out samples there
-are (:func:`compare_losses`)?
+Three questions. Is one source near enough to the target to be of use, given how noisily the distance is estimated
+(:func:`judge_sources`)? Is a model trained with sources better than another, on the few held-out samples there are
+(:func:`compare_losses`)? And which is therefore to be trained (:func:`choose`)?
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -226,6 +226,64 @@ def compare_losses(
         candidate=names[0],
         baseline=names[1],
     )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is to be trained.
+
+    Attributes:
+        candidate: what was asked for.
+        chosen: that, or what takes its place.
+        comparisons: of the candidate with each fallback.
+        error_rates: by name, on the held-out samples.
+    """
+
+    candidate: str
+    chosen: str
+    comparisons: tuple[Comparison, ...]
+    error_rates: dict[str, float]
+
+    def sentences(self) -> tuple[str, ...]:
+        """What was compared, and what follows."""
+        rates = ", ".join(f"{name} {rate:.1%}" for name, rate in self.error_rates.items())
+        if self.chosen == self.candidate:
+            end = f"{self.candidate} is kept, nothing speaking against it beyond chance"
+        else:
+            end = f"{self.chosen} is trained in the place of {self.candidate}"
+        return (*(comparison.sentence() for comparison in self.comparisons), f"{end}: held-out errors {rates}")
+
+
+def choose(candidate: str, losses: Mapping[str, ArrayLike], *, level: float = 0.05) -> Choice:
+    """Keep the candidate unless a fallback is better beyond chance; else take the best of the fallbacks [derived].
+
+    Each fallback is compared by :func:`compare_losses` at ``level`` over their number, so that a candidate as good as
+    each of them is given up with probability at most ``level``. The converse is not bounded: with few samples a
+    candidate that is worse by little is kept.
+
+    Args:
+        candidate: name of what was asked for.
+        losses: by name, on the same held-out samples in the same order, shape [N]; the candidate's, and those of the
+            fallbacks.
+        level: error rate, between 0 and 1/2.
+
+    Returns:
+        See :class:`Choice`. A candidate without fallbacks is kept.
+
+    Raises:
+        ValueError: as :func:`compare_losses`, or the candidate's losses are missing.
+    """
+    if candidate not in losses:
+        fail("losses", f"an entry for the candidate, {candidate!r}", describe(list(losses)))
+    fallbacks = [name for name in losses if name != candidate]
+    comparisons = tuple(
+        compare_losses(losses[candidate], losses[name], level=level / len(fallbacks), names=(candidate, name))
+        for name in fallbacks
+    )
+    rates = {name: float(check_array("losses", values).mean()) for name, values in losses.items()}
+    rejected = any(comparison.decision == "reject" for comparison in comparisons)
+    chosen = min(fallbacks, key=lambda name: rates[name]) if rejected else candidate
+    return Choice(candidate, chosen, comparisons, rates)
 
 
 def _sign_flip(differences: FloatArray, draws: int, seed: int) -> tuple[float, float]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from transferops.otqms.records import EpochRecord
 
+_KEY = ("strategy", "seed", "epoch")  # of an entry
+
 
 class EpochLog:
     """Writes every epoch at once, so that a killed process loses none.
@@ -80,15 +82,26 @@ class EpochLog:
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The epochs in a log, of several with the same strategy, seed and number the last one; broken lines left out."""
-    epochs = {(entry["strategy"], entry["seed"], entry["epoch"]): entry for entry in _entries(Path(path))}
+    """The epochs in a log, of several with the same strategy, seed and number the last one; broken lines left out.
+
+    Args:
+        path: Of a log that :class:`EpochLog` has written.
+
+    Returns:
+        The entries, in the order of their first occurrence.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    epochs = {tuple(entry[key] for key in _KEY): entry for entry in _entries(Path(path))}
     return list(epochs.values())
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        yield entry
+        if isinstance(entry, dict) and all(isinstance(entry.get(key), (str, int)) for key in _KEY):
+            yield entry

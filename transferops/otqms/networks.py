@@ -29,6 +29,9 @@ class ConvNet(nn.Module):
     Shape:
         float32 ``[N, channels, H, W]``, H and W at least 8, to ``[N, classes]``. After each convolution the
         image is halved by max pooling as long as it has 8 pixels or more on its shorter side.
+
+    Raises:
+        ValueError: A number is not a positive integer, or there are fewer than 2 classes.
     """
 
     def __init__(self, channels: int, classes: int, width: int = 16) -> None:
@@ -63,6 +66,9 @@ class FeatureNet(nn.Sequential):
 
     Shape:
         float32 ``[N, features]`` to ``[N, classes]``.
+
+    Raises:
+        ValueError: ``features`` is no positive integer, ``hidden`` a negative one, or there are fewer than 2 classes.
     """
 
     def __init__(self, features: int, classes: int, hidden: int = 64) -> None:
@@ -77,6 +83,10 @@ class FeatureNet(nn.Sequential):
 
 def network_for(sample_shape: Sequence[int], classes: int) -> nn.Module:
     """The built-in network for samples of a shape.
+
+    Args:
+        sample_shape: Of one sample, without the batch dimension.
+        classes: Number of logits, at least 2.
 
     Returns:
         :class:`ConvNet` for ``(C, H, W)``, :class:`FeatureNet` for ``(D,)``.

@@ -33,8 +33,15 @@ class TrainingOptions:
         epochs: At most so many; of every phase of a strategy that has no number of its own.
         early_stopping: Whether validation samples choose the epoch to keep. If not, they are trained on like the rest
             of the target's samples, by every strategy, and the last epoch is kept: with few shots the samples are
-            worth more than the choice.
-        patience: With early stopping, stop after so many epochs without a validation accuracy as good as the best.
+            worth more than the choice. "folds" has both, at the cost of a training for each fold: cross-validation
+            finds how long to train, then all samples are trained on, see
+            :class:`transferops.otqms.cross_validation.CrossValidation`.
+        patience: With early stopping, stop after so many epochs without a validation accuracy as good as the best;
+            of no account with "folds".
+        guard: Whether to make sure by cross-validation, before anything is trained on all samples, that the strategy
+            is not worse than "target-only" and "all-sources" beyond chance, and otherwise to train the better of
+            these two in its place. Costs a training for each fold and each of the three.
+        folds: Parts that cross-validation cuts the target's samples into; no more than the rarest class has samples.
         lr: Learning rate.
         batch_size: Largest batch, over all processes.
         min_steps: Fewest optimiser steps in an epoch; the samples are passed over repeatedly to reach it.
@@ -60,10 +67,16 @@ class TrainingOptions:
             last linear layer), a predicate on names, or names.
         resolve_every: Epochs from one decision to the next, where a strategy decides anew.
         budget: Samples of all sources in an epoch, for the strategies "budget" and "uniform", and draws in all for
-            "recommended"; ``None``: half of what there is, or as many as "quantities" takes at first.
+            "recommended" and "quantities"; ``None``: half of what there is, and for "uniform" as many as
+            "quantities-dynamic" takes.
+        budget_seconds: Seconds of an epoch's steps, in the place of ``budget``, for the same strategies. What a sample
+            of each source costs is measured (:func:`transferops.otqms.costs.measure`), so that runs differ by
+            the noise of the clock unless they share a checkpoint.
         source_dtype: What source models are kept in, for example ``torch.bfloat16``; ``None``: their own.
         offload: Keep the source models in host memory and bring them to the device parameter by parameter.
         checkpoint_steps: Optimiser steps from one checkpoint to the next within an epoch.
+        sharded: With several processes, keep gradients and the optimiser's state in shards, a part in each, see
+            :mod:`transferops.otqms.sharding`, instead of whole in each (DistributedDataParallel).
         workers: Processes that read data sets ahead; none for tensors.
 
     Raises:
@@ -71,8 +84,10 @@ class TrainingOptions:
     """
 
     epochs: int = 16
-    early_stopping: bool = False
+    early_stopping: bool | Literal["folds"] = False
     patience: int = 15
+    guard: bool = False
+    folds: int = 5
     lr: float = 8e-3
     batch_size: int = 64
     min_steps: int = 20
@@ -91,9 +106,11 @@ class TrainingOptions:
     parameters: Selection | Literal["all", "head"] = "all"
     resolve_every: int = 1
     budget: int | None = None
+    budget_seconds: float | None = None
     source_dtype: torch.dtype | None = None
     offload: bool = False
     checkpoint_steps: int = 200
+    sharded: bool = False
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -101,8 +118,18 @@ class TrainingOptions:
         for name in (*counts, "checkpoint_steps"):
             check_positive_int(name, getattr(self, name))
         check_positive_int("workers", self.workers, minimum=0)
+        check_positive_int("folds", self.folds, minimum=2)
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "folds":
+            fail("early_stopping", "True, False or 'folds'", describe(self.early_stopping))
+        if self.guard and self.early_stopping is True:
+            fail("guard", "early_stopping False or 'folds', which leave no sample out of the folds", "True")
         if self.budget is not None:
             check_positive_int("budget", self.budget)
+        if self.budget_seconds is not None:
+            if self.budget is not None:
+                fail("budget_seconds", "None with a budget of samples", describe(self.budget_seconds))
+            if not (self.budget_seconds > 0 and math.isfinite(self.budget_seconds)):
+                fail("budget_seconds", "a positive number", describe(self.budget_seconds))
         if not (self.lr > 0 and math.isfinite(self.lr)):
             fail("lr", "a positive number", describe(self.lr))
         if self.dimension not in ("auto", "parameters"):

@@ -39,7 +39,9 @@ class Situation:
             for you.
         anchor_gram: The same at a model trained on the target only, of the given :data:`Anchor`; computed once.
         released_gram: The matrix that the paper's released code uses instead of A.
+        costs: Seconds that a sample of the target and of each source takes, ``K + 1`` numbers, measured.
         budget: Samples to take from all sources at most, where a budget is given.
+        budget_seconds: Seconds that the steps of an epoch may take, where that is given.
         previous: The decision for the epoch before; ``None`` in the first.
         survey: What a look at all tasks from a common start has told, see :class:`transferops.otqms.survey.Survey`.
         samples: The samples: part 0 is the target, part i source i.
@@ -55,7 +57,9 @@ class Situation:
     anchor_gram: Callable[[Anchor], torch.Tensor]
     released_gram: Callable[[], torch.Tensor]
     survey: Callable[[], Survey]
+    costs: Callable[[], tuple[float, ...]]
     budget: int | None
+    budget_seconds: float | None
     previous: Decision | None
     samples: Pool
     model: nn.Module
@@ -98,6 +102,8 @@ class Phase:
         schedule: As in the options; ``None``: that.
         averaging: Decay per step of the exponential mean of the weights that is kept instead of the last ones, see
             :class:`transferops.otqms.averaging.WeightAverage`; ``None``: no mean.
+        translation: Images are moved at random by up to this part of their sides, each time they come, see
+            :func:`transferops.otqms.augmentation.draw_offsets`; 0: not at all. Anything but images is left as it is.
         halfway: Whether the mean of the model it starts from and the trained one is kept, in weight space.
         early_stopping: Whether the epoch is chosen on validation samples where the options say so; if not, the last
             is kept.
@@ -115,6 +121,7 @@ class Phase:
     batch_size: int | None = None
     schedule: BuiltInSchedule | None = None
     averaging: float | None = None
+    translation: float = 0.0
     halfway: bool = False
     early_stopping: bool = True
     decide_once: bool = False

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from transferops._figures import save_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from transferops.otqms.study import Study, Trial
 
-_DPI = 150
 _WIDTH = 7.0
 
 
@@ -49,7 +50,7 @@ def plot_quantities(study: Study, path: str | os.PathLike[str]) -> bool:
         panel.set_ylim(-4, 104)
     panels[-1].set_xlabel("epoch  (mean over seeds; thin once some seeds have stopped)")
     panels[0].legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-    picture.savefig(path, dpi=_DPI)
+    save_figure(picture, path)
     return True
 
 
@@ -80,7 +81,7 @@ def plot_accuracy(study: Study, path: str | os.PathLike[str]) -> None:
     panel.set_yticks(range(len(names)), names)
     panel.set_ylim(len(names) - 0.5, -0.5)
     panel.set_xlabel("test accuracy, %  (dots: seeds; diamond and bar: mean and its standard error)")
-    picture.savefig(path, dpi=_DPI)
+    save_figure(picture, path)
 
 
 def _decides(trials: Sequence[Trial]) -> bool:

@@ -57,7 +57,7 @@ class Pool:
         labels: int64 on the CPU, by position; those of unseen parts included.
 
     Raises:
-        ValueError: A part is empty, or inputs and labels differ in number.
+        ValueError: A part is empty or holds NaN, inputs and labels differ in number, or samples in shape.
         TypeError: A part is neither tensors nor a map-style data set.
     """
 
@@ -66,13 +66,17 @@ class Pool:
         self.device = device
         labels = [_labels(name, part) for name, part in parts.items()]
         self.labels = torch.cat(labels)
-        ends = torch.tensor([len(part) for part in labels]).cumsum(0).tolist()
-        self._ranges = list(zip([0, *ends[:-1]], ends, strict=True))
+        self._positions = list(torch.split(torch.arange(len(self.labels)), [len(part) for part in labels]))
         self._workers = workers
         self._format = torch.preserve_format
         self._inputs: torch.Tensor | None = None
         if all(_is_tensors(part) for part in parts.values()):
-            self._inputs = torch.cat([cast(Samples, part).inputs.to(device) for part in parts.values()])
+            inputs = {name: cast(Samples, part).inputs for name, part in parts.items()}
+            shape = inputs[self.names[0]].shape[1:]
+            for name, own in inputs.items():
+                if own.shape[1:] != shape:
+                    fail(name, f"inputs of shape {[len(own), *shape]}, as in {self.names[0]}", describe(own))
+            self._inputs = torch.cat([own.to(device) for own in inputs.values()])
             self._device_labels = self.labels.to(device)
         else:
             self._dataset: Dataset[Any] = ConcatDataset([_as_dataset(part) for part in parts.values()])
@@ -80,26 +84,38 @@ class Pool:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Samples of each part."""
-        return tuple(stop - start for start, stop in self._ranges)
+        return tuple(len(part) for part in self._positions)
 
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    @property
+    def sample_shape(self) -> torch.Size:
+        """Of a sample, the first one."""
+        inputs, _ = next(self.batches(torch.arange(1)))
+        return inputs.shape[1:]
+
     def view(self, parts: Mapping[str, Sequence[int]]) -> Pool:
-        """The same samples, of which only some parts are seen, or neighbours as one.
+        """The same samples, of which only some parts are seen, or several as one.
 
         Args:
-            parts: Numbers of this pool's parts by the name of the new one; several must follow each other.
+            parts: Numbers of this pool's parts by the name of the new one.
+        """
+        return self.choose({name: torch.cat([self._positions[i] for i in own]) for name, own in parts.items()})
+
+    def choose(self, parts: Mapping[str, torch.Tensor]) -> Pool:
+        """The same samples, of which only some are seen.
+
+        Args:
+            parts: Positions of its samples by the name of the part, int64 ``[n]``.
         """
         seen = copy.copy(self)
-        seen.names = tuple(parts)
-        seen._ranges = [(self._ranges[own[0]][0], self._ranges[own[-1]][1]) for own in parts.values()]
+        seen.names, seen._positions = tuple(parts), list(parts.values())
         return seen
 
     def channels_last(self) -> Pool | None:
         """The same samples with the channels of images last in memory; ``None`` if they are not images."""
-        sample, _ = next(self.batches(torch.arange(1)))
-        if sample.dim() != 4:
+        if len(self.sample_shape) != 3:
             return None
         changed = copy.copy(self)
         changed._format = torch.channels_last
@@ -109,17 +125,18 @@ class Pool:
 
     def positions(self, part: int | None = None) -> torch.Tensor:
         """All positions, or those of a part."""
-        if part is None:
-            return torch.cat([torch.arange(*limits) for limits in self._ranges])
-        return torch.arange(*self._ranges[part])
+        return torch.cat(self._positions) if part is None else self._positions[part]
 
     def part_of(self, positions: torch.Tensor) -> torch.Tensor:
         """The part that each position belongs to."""
-        return torch.bucketize(positions, torch.tensor([start for start, _ in self._ranges[1:]]), right=True)
+        parts = torch.full(self.labels.shape, -1)
+        for number, own in enumerate(self._positions):
+            parts[own] = number
+        return parts[positions]
 
     def part_labels(self, part: int) -> torch.Tensor:
         """The labels of a part, on the CPU."""
-        return self.labels[slice(*self._ranges[part])]
+        return self.labels[self._positions[part]]
 
     def read(self, batches: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """``(inputs, labels)`` on the device for each tensor of positions."""
@@ -163,6 +180,11 @@ def _is_tensors(part: Any) -> bool:
     return isinstance(getattr(part, "inputs", None), torch.Tensor)
 
 
+def _is_of_tensors(part: Any) -> bool:
+    """Whether this is a pair (inputs, labels) of tensors, which would pass for a data set of two samples."""
+    return isinstance(part, (tuple, list)) and len(part) > 0 and isinstance(part[0], torch.Tensor)
+
+
 def _labels(name: str, part: Source) -> torch.Tensor:
     """The labels of a part, int64 on the CPU, checked."""
     found = getattr(part, "labels", None)
@@ -171,7 +193,9 @@ def _labels(name: str, part: Source) -> torch.Tensor:
         if found is None or len(found) != len(inputs):
             count = "none" if found is None else str(len(found))
             fail(name, f"{len(inputs)} labels, one for each of its inputs", count)
-    elif not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
+        if inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+            fail(name, "finite inputs", "infinities or NaN among them")
+    elif not hasattr(part, "__getitem__") or not hasattr(part, "__len__") or _is_of_tensors(part):
         expected = "inputs and labels, or a map-style data set with a length"
         fail(name, expected, describe(part), TypeError)
     elif found is None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
 from torch import nn
 
-from transferops.otqms import discrepancy, survey
+from transferops import _checkpoint as checkpoint
+from transferops.otqms import costs, discrepancy, survey
 from transferops.otqms.averaging import midpoint
-from transferops.otqms.dimension import distance_dimension
 from transferops.otqms.discrepancy import State
 from transferops.otqms.distributed import World
-from transferops.otqms.options import TrainingOptions
+from transferops.otqms.options import TrainingOptions, resolve_dimension
 from transferops.otqms.phases import Anchor, Decision, Phase, Situation, target_alone
 from transferops.otqms.pool import Pool
 from transferops.otqms.records import EpochRecord
-from transferops.otqms.run import Run, Surroundings, stream_seed
+from transferops.otqms.run import Run
+from transferops.otqms.surroundings import Surroundings, stream_seed
 from transferops.otqms.survey import Survey
 from transferops.otqms.training import evaluate
 
@@ -31,8 +32,9 @@ class Preparation:
         around: What all runs share.
         labelled: The same with the validation samples among the target's, for runs that do not validate.
         parameters: How many are trained and count.
-        dimension: The d of the risk formulas.
+        classes: C.
         supplied: The source models' states, if they need not be trained.
+        whole: What this is for a part of the target's samples of: whatever knows no target sample is taken from there.
     """
 
     def __init__(
@@ -40,21 +42,29 @@ class Preparation:
         around: Surroundings,
         labelled: Surroundings,
         parameters: int,
-        dimension: float,
-        supplied: list[State] | None,
+        classes: int,
+        supplied: list[State] | None = None,
+        whole: Preparation | None = None,
     ) -> None:
         self.around = around
         self.labelled = labelled
         self.parameters = parameters
-        self.dimension = dimension
+        self.classes = classes
         self.options = around.options
+        self.dimension = resolve_dimension(self.options.dimension, parameters, around.samples.sizes[0], classes)
         self.device = around.samples.device
         self._world = World.current()
         self._supplied = supplied
+        self._whole = whole
         self._surveys: dict[bool, Survey] = {}
         self._starts: dict[bool, tuple[nn.Module, float]] = {}
         self._anchors: dict[Anchor, tuple[nn.Module, float]] = {}
         self._anchor_grams: dict[Anchor, torch.Tensor] = {}
+
+    @property
+    def samples(self) -> Pool:
+        """The target's, part 0, and the sources'."""
+        return self.around.samples
 
     @property
     def source_names(self) -> tuple[str, ...]:
@@ -70,8 +80,10 @@ class Preparation:
         alone: bool = False,
         validated: bool = True,
         around: Surroundings | None = None,
+        planned: Sequence[int] | None = None,
+        patient: bool = False,
     ) -> Run:
-        """A run in these surroundings, or others; ``alone`` in this process."""
+        """A run in these surroundings, or others; ``alone`` in this process. The rest is as for :class:`Run`."""
         return Run(
             around or self.around,
             name,
@@ -81,6 +93,8 @@ class Preparation:
             self._start_from,
             World() if alone else self._world,
             validated=validated,
+            planned=planned,
+            patient=patient,
             on_epoch=on_epoch,
         )
 
@@ -113,6 +127,8 @@ class Preparation:
         """
         if self._supplied is not None:
             return self._supplied, 0.0
+        if self._whole is not None:
+            return self._whole.sources
         states: list[State] = []
         seconds = torch.zeros(len(self.source_names), dtype=torch.float64)
         for i, name in enumerate(self.source_names):
@@ -128,6 +144,21 @@ class Preparation:
             self._world.send(state.values(), i % self._world.size)
         return states, float(self._world.sum(seconds).sum())
 
+    @cached_property
+    def costs(self) -> tuple[float, ...]:
+        """Seconds that a sample of the target and of each source takes; measured once, also over interruptions."""
+        if self._whole is not None:
+            return self._whole.costs
+        path = None if self.around.folder is None else self.around.folder / "costs.ckpt"
+        kept = None if path is None else checkpoint.load(path)
+        if kept is not None:
+            return tuple(kept["seconds"].tolist())
+        generator = torch.Generator().manual_seed(stream_seed(self.around.seed, "costs"))
+        found = costs.measure(self.around.initial, self.samples, self.options, generator, self._world)
+        if path is not None and self._world.leads:
+            checkpoint.save({"seconds": found}, path)
+        return tuple(found.tolist())
+
     def survey(self, all_labels: bool) -> Survey:
         """A look at all tasks from a common start; with the validation samples among the target's, or without."""
         all_labels = all_labels or self.around is self.labelled
@@ -135,7 +166,7 @@ class Preparation:
             return self._surveys[all_labels]
         common, seconds = self._common_start(all_labels)
         around, batch = self.labelled if all_labels else self.around, self.options.batch_size
-        start = dataclasses.replace(around, validation=None, initial=common)
+        start = dataclasses.replace(around, validation=None, watched=None, initial=common)
         suffix = "-all" if all_labels else ""
 
         def trained(name: str, stream: str, phase: Phase, around: Surroundings) -> nn.Module:
@@ -159,15 +190,17 @@ class Preparation:
         middle = midpoint(*models)
         gram = discrepancy.gram(middle, states, start.samples, self.options, self._world)
         apart = gram[-1, -1] + gram[-2, -2] - 2 * gram[-1, -2]
-        measured = float(distance_dimension(max(float(apart), 0.0), *sizes))
+        measured = survey.measured_dimension(float(apart), *sizes)
         sources = len(self.source_names)
         self._surveys[all_labels] = Survey(gram[:sources, :sources].contiguous(), measured, seconds)
         return self._surveys[all_labels]
 
     def _common_start(self, all_labels: bool) -> tuple[nn.Module, float]:
         """The model that a survey starts from and the seconds its training took."""
+        if self._whole is not None:
+            return self._whole._common_start(True)
         if all_labels not in self._starts:
-            around = dataclasses.replace(self.labelled if all_labels else self.around, validation=None)
+            around = dataclasses.replace(self.labelled if all_labels else self.around, validation=None, watched=None)
             name = "warm-up-all" if all_labels else "warm-up"
             run = self.run(name, "warm-up", (survey.warm_up(),), around=around)
             self._starts[all_labels] = run.complete(), run.seconds
@@ -241,7 +274,9 @@ class Preparation:
             anchor_gram=anchor_gram,
             released_gram=released_gram,
             survey=surveyed,
+            costs=lambda: self.costs,
             budget=self.options.budget,
+            budget_seconds=self.options.budget_seconds,
             previous=previous,
             samples=samples,
             model=run.model,

@@ -17,8 +17,8 @@ class EpochRecord:
         quantities: Samples drawn from each source, by name.
         samples: Training samples: of the target and of all sources.
         train_loss: Mean (weighted) loss, cross-entropy in nats by default, measured while training.
-        validation_loss: Mean cross-entropy in nats; ``None`` without validation samples.
-        validation_accuracy: Share of right answers; ``None`` without validation samples.
+        validation_loss: Mean cross-entropy in nats on the validation samples, or those watched; ``None`` without.
+        validation_accuracy: Share of right answers on them; ``None`` without.
         predicted_risk: Expected risk of the decision in nats; ``None`` where the strategy predicts none.
         seconds: Wall time of the epoch in all, the training of source models apart.
         allocation_seconds: The part of ``seconds`` that went into the decision: Fisher information and
@@ -53,6 +53,10 @@ class TrainingRun:
             strategy that uses them reports the whole.
         model: The trained model in evaluation mode.
         gram: A = Theta^T J Theta, float64 ``[K, K]``, as it was last computed; ``None`` if never.
+        replaced_by: The strategy that the guard had trained in the place of this one; ``None``: it did not.
+        verdicts: What the guard found and decided, in sentences; empty without it.
+        cross_validation_seconds: Wall time of trainings with samples held out, for the guard and early stopping by
+            folds; trainings that several strategies need are counted with the first.
     """
 
     strategy: str
@@ -61,6 +65,9 @@ class TrainingRun:
     source_model_seconds: float
     model: nn.Module = field(repr=False)
     gram: torch.Tensor | None = field(default=None, repr=False)
+    replaced_by: str | None = None
+    verdicts: tuple[str, ...] = ()
+    cross_validation_seconds: float = 0.0
 
     @property
     def kept(self) -> EpochRecord:

@@ -6,17 +6,24 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from transferops._atomic import replacing
+from transferops._figures import save_figure
+from transferops.otqms.akaike import akaike_shares
 from transferops.otqms.allocation import allocate
 from transferops.otqms.plots import figure, style
 from transferops.otqms.records import EpochRecord, TrainingRun
+from transferops.otqms.theory import target_only_risk
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+Rule = Literal["quantity", "weight", "shares"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class SourceValue:
     Attributes:
         source: Its name.
         discrepancy: Its diagonal entry of A: how far it is from the target.
-        predicted: Rise of the least predicted risk when the source is left out, in nats; never negative.
+        predicted: Rise of the predicted risk when the source is left out, in nats; negative only where shares are
+            not those of least risk (:func:`transferops.otqms.akaike.akaike_shares`).
         retrained: Rise of the kept validation loss when the training is repeated without the source, in nats;
             negative if the source harms. ``None`` if it was not repeated.
     """
@@ -45,8 +53,9 @@ class Report:
         run: The run.
         sources: The names of the sources, in the order of its Gram matrix.
         values: What each source is worth, the most helpful first; empty if no Gram matrix was computed.
-        verdicts: Which sources are of use and why, in words
-            (:func:`transferops.otqms.guard.judge_sources`); empty likewise.
+        verdicts: In words, what the guard decided (:func:`transferops.otqms.guard.choose`); then why the target and
+            each source have the share they have (:func:`transferops.otqms.akaike.explain_shares`), or which sources
+            are of use (:func:`transferops.otqms.guard.judge_sources`). Empty without guard and Gram matrix.
     """
 
     run: TrainingRun
@@ -85,7 +94,7 @@ class Report:
         """Write ``report.md`` and the pictures there are into a folder.
 
         Pictures: ``shares.png``, the share of the loss by epoch and source; ``risk.png``, predicted risk against
-        validation loss; ``gram.png``, the last A as a heat map.
+        the loss on validation samples or those watched; ``gram.png``, the last A as a heat map.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -93,7 +102,8 @@ class Report:
         place = Path(folder)
         place.mkdir(parents=True, exist_ok=True)
         written = [place / "report.md"]
-        written[0].write_text(self.table(), encoding="utf-8")
+        with replacing(written[0]) as file:
+            file.write(self.table().encode())
         drawings: list[tuple[str, Callable[[], Figure | None]]] = [
             ("shares.png", self._draw_shares),
             ("risk.png", self._draw_risk),
@@ -102,7 +112,7 @@ class Report:
         for name, draw in drawings:
             picture = draw()
             if picture is not None:
-                picture.savefig(place / name, dpi=150)
+                save_figure(picture, place / name)
                 written.append(place / name)
         return written
 
@@ -145,7 +155,7 @@ class Report:
         panel = picture.subplots()
         style(panel)
         epochs, predicted, realised = zip(*both, strict=True)
-        panel.plot(epochs, realised, ".-", label="validation loss")
+        panel.plot(epochs, realised, ".-", label="loss on held-out samples")
         panel.plot(epochs, predicted, ".--", label="predicted risk (excess loss)")
         panel.set_xlabel("epoch")
         panel.set_ylabel("nats")
@@ -165,29 +175,37 @@ class Report:
         return picture
 
 
+def rule_of(run: TrainingRun) -> Rule:
+    """How the run weighed its sources."""
+    phases = {record.phase for record in run.epochs}
+    return "shares" if "shares" in phases else "weight" if "weights" in phases else "quantity"
+
+
 def leave_one_out(
-    gram: torch.Tensor, target_samples: int, source_samples: Sequence[int], dimension: float, mode: str
+    gram: torch.Tensor, target_samples: int, source_samples: Sequence[int], dimension: float, rule: Rule
 ) -> list[float]:
-    """By how much the least predicted risk rises without each source, in nats [derived].
+    """By how much the predicted risk rises without each source, in nats [derived].
 
     Args:
         gram: A, ``[K, K]``.
         target_samples: N0.
         source_samples: N_i.
         dimension: d.
-        mode: "quantity" or "weight", see :func:`transferops.otqms.allocate`.
+        rule: "quantity" or "weight", see :func:`transferops.otqms.allocate`; "shares", see
+            :func:`transferops.otqms.akaike.akaike_shares`.
     """
-    available = np.array(source_samples, dtype=np.float64)
-    full = allocate(gram, target_samples, available, dimension, mode=mode).risk
-    rises = []
-    for i in range(len(available)):
-        rest = np.delete(np.arange(len(available)), i)
-        if rest.size == 0:
-            rises.append(dimension / (2 * target_samples) - full)
-            continue
-        without = allocate(gram.numpy()[np.ix_(rest, rest)], target_samples, available[rest], dimension, mode=mode)
-        rises.append(max(without.risk - full, 0.0))
-    return rises
+    matrix, available = gram.numpy(), np.array(source_samples, dtype=np.float64)
+
+    def risk(kept: NDArray[np.int64]) -> float:
+        if kept.size == 0:
+            return float(target_only_risk(target_samples, dimension))
+        problem = matrix[np.ix_(kept, kept)], target_samples, available[kept], dimension
+        return akaike_shares(*problem).risk if rule == "shares" else allocate(*problem, mode=rule).risk
+
+    everything = np.arange(len(available))
+    full = risk(everything)
+    rises = [risk(np.delete(everything, i)) - full for i in everything]
+    return rises if rule == "shares" else [max(rise, 0.0) for rise in rises]
 
 
 def _or_dash(value: float | None) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from transferops._atomic import replacing
+from transferops._validate import fail
 from transferops.otqms.records import EpochRecord
 from transferops.otqms.study import Study, Trial
 
@@ -32,6 +33,9 @@ def to_json(study: Study, **about: Any) -> dict[str, Any]:
         * ``seconds``: wall time of training, with validation and allocation, without the source models.
         * ``allocation_seconds``: the part of it for Fisher information and allocation.
         * ``source_model_seconds``: wall time of the source models where the strategy uses them, else 0.
+        * ``cross_validation_seconds``: wall time of trainings with samples held out, for guard and early stopping.
+        * ``guard``: what the guard compared and decided, sentences; none without it.
+        * ``replaced_by``: the strategy that the guard had trained in its place; ``null``: none.
         * ``kept_epoch``: the epoch of the tested model, counted from 1.
         * ``samples_by_epoch``, ``train_loss_by_epoch``: a list over epochs each.
         * ``validation_accuracy_by_epoch``, ``predicted_risk_by_epoch``: likewise; ``null`` where there is none.
@@ -52,23 +56,22 @@ def to_json(study: Study, **about: Any) -> dict[str, Any]:
 
 
 def write_json(document: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write a document whole or not at all: to a temporary file beside ``path``, which then takes its name.
+    """Write a document whole or not at all.
+
+    Args:
+        document: What JSON can hold.
+        path: Of the file, replaced if it is there.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If it cannot be written; what was there is left.
         ValueError: If a number is not finite (JSON has no such thing).
     """
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    target = os.path.realpath(path)
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".transferops-", suffix=".json")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's own mode is for the owner alone
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    except ValueError as error:
+        fail("document", "finite numbers, which JSON can hold", str(error))
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def versions() -> dict[str, str]:
@@ -94,6 +97,9 @@ def _strategy(trials: Sequence[Trial], sources: Sequence[str]) -> dict[str, Any]
         "seconds": [run.seconds for run in runs],
         "allocation_seconds": [run.allocation_seconds for run in runs],
         "source_model_seconds": [run.source_model_seconds for run in runs],
+        "cross_validation_seconds": [run.cross_validation_seconds for run in runs],
+        "guard": [list(run.verdicts) for run in runs],
+        "replaced_by": [run.replaced_by for run in runs],
         "kept_epoch": [run.kept_epoch for run in runs],
         "samples_by_epoch": by_epoch(lambda record: record.samples),
         "train_loss_by_epoch": by_epoch(lambda record: record.train_loss),
@@ -105,9 +111,3 @@ def _strategy(trials: Sequence[Trial], sources: Sequence[str]) -> dict[str, Any]
             source: [[record.quantities[source] for record in run.epochs] for run in runs] for source in sources
         },
     }
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -18,38 +17,17 @@ from torch import nn
 
 from transferops import _checkpoint as checkpoint
 from transferops._validate import fail
+from transferops.otqms.augmentation import draw_offsets
 from transferops.otqms.averaging import WeightAverage, midpoint
 from transferops.otqms.distributed import World
 from transferops.otqms.early_stopping import EarlyStopping
-from transferops.otqms.options import TrainingOptions
 from transferops.otqms.phases import Decision, Phase, Situation, shares
-from transferops.otqms.pool import Pool
 from transferops.otqms.records import EpochRecord
 from transferops.otqms.sampling import Deck
+from transferops.otqms.surroundings import Surroundings, stream_seed
 from transferops.otqms.training import EpochPlan, Evaluation, Stepper, evaluate
 
-_NOT_OF_THE_RUN = ("workers", "checkpoint_steps")  # options that change nothing in the result
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Surroundings:
-    """What all trainings of a trainer share.
-
-    Attributes:
-        options: How to train.
-        samples: Part 0 is the target, part i source i.
-        validation: Target samples that choose the epoch.
-        initial: The common initialisation.
-        seed: Of everything random.
-        folder: Where checkpoints are kept; ``None``: none are.
-    """
-
-    options: TrainingOptions
-    samples: Pool
-    validation: Pool | None
-    initial: nn.Module
-    seed: int
-    folder: Path | None
+_NOT_OF_THE_RUN = ("workers", "checkpoint_steps", "guard", "folds")  # options that change nothing in a run's result
 
 
 class Run:
@@ -68,6 +46,9 @@ class Run:
         start_from: The state to start from where a phase says "best-source" or "survey".
         world: The processes that share its batches.
         validated: Whether it looks at the validation samples.
+        planned: Epochs of each phase, of what schedules take for its length; a phase with 0 is left out. ``None``:
+            as the phases say.
+        patient: Whether every phase lasts as long as it may, whatever its epochs validate at.
         on_epoch: Called with every record.
     """
 
@@ -81,6 +62,8 @@ class Run:
         start_from: Callable[[Run, str], Mapping[str, torch.Tensor]],
         world: World,
         validated: bool = True,
+        planned: Sequence[int] | None = None,
+        patient: bool = False,
         on_epoch: Callable[[EpochRecord], None] | None = None,
     ) -> None:
         self.name = name
@@ -94,6 +77,8 @@ class Run:
         self._start_from = start_from
         self._world = world
         self._validated = validated
+        self._planned = planned
+        self._patient = patient
         self._on_epoch = on_epoch
         self._path = None if around.folder is None else around.folder / f"{name}.ckpt"
         self._generator = torch.Generator()
@@ -189,13 +174,17 @@ class Run:
         )
         if len(drawn) == 0:
             fail("decision", "at least one sample to train on", "none")
-        self._plan = EpochPlan.shuffled(
+        plan = EpochPlan.shuffled(
             drawn,
             phase.batch_size or options.batch_size,
             phase.steps or options.min_steps,
             self._generator,
             self._weights(drawn),
         )
+        if phase.translation:
+            offsets = draw_offsets(samples.sample_shape, phase.translation, plan.order.shape, self._generator)
+            plan = dataclasses.replace(plan, offsets=offsets)
+        self._plan = plan
 
     def _take_steps(self) -> None:
         assert self._plan is not None
@@ -222,7 +211,9 @@ class Run:
         assessed = self._assess(candidate)
         epoch = len(self.records) + 1
         self._stopping.update(epoch, assessed, candidate)
-        names = self.around.samples.names[1:]
+        names, watched = self.around.samples.names[1:], self.around.watched
+        if assessed is None and watched is not None and self._validated:
+            assessed = evaluate(candidate, watched, None, self._world)
         record = EpochRecord(
             epoch=epoch,
             quantities=dict(zip(names, decision.quantities, strict=True)),
@@ -242,16 +233,23 @@ class Run:
         self._seconds = self._decision_seconds = 0.0
         self._clock = perf_counter()
         self._phase_epoch += 1
-        phase = self._phases[self._phase]
-        if self._phase_epoch == (phase.epochs or self.around.options.epochs) or self._stopping.over(epoch):
+        stopped = not self._patient and self._stopping.over(epoch)
+        if stopped or self._phase_epoch == self._phase_epochs(self._phase):
             self._stopping.restore(self.model)
-            if self._phase + 1 < len(self._phases):
-                self._begin_phase(self._phase + 1)
+            rest = [number for number in range(self._phase + 1, len(self._phases)) if self._phase_epochs(number)]
+            if rest:
+                self._begin_phase(rest[0])
             else:
                 self.finished = True
         if self._on_epoch is not None:
             self._on_epoch(record)
         self._save()
+
+    def _phase_epochs(self, number: int) -> int:
+        """The most that a phase lasts."""
+        if self._planned is not None:
+            return self._planned[number]
+        return self._phases[number].epochs or self.around.options.epochs
 
     def _weights(self, drawn: torch.Tensor) -> torch.Tensor | None:
         """The loss weight of each of ``drawn``."""
@@ -282,6 +280,7 @@ class Run:
         if cuda:
             local["cuda"] = torch.cuda.get_rng_state(self.around.samples.device)
         processes = {name: self._world.gather(value) for name, value in local.items()}
+        stepper = None if self.finished else self._stepper.state_dict()
         if not self._world.leads:
             return
         plan = self._plan
@@ -298,13 +297,13 @@ class Run:
         }
         if not self.finished:
             state |= {
-                "stepper": self._stepper.state_dict(),
+                "stepper": stepper,
                 "average": None if self._average is None else self._average.state_dict(),
                 "origin": None if self._origin is None else self._origin.state_dict(),
                 "decks": [deck.state_dict() for deck in self._decks],
                 "generator": self._generator.get_state(),
                 "phase_epoch": self._phase_epoch,
-                "plan": None if plan is None else {"order": plan.order, "steps": plan.steps, "weights": plan.weights},
+                "plan": None if plan is None else vars(plan),
                 "step": self._step,
                 "seconds": self._elapsed() if plan is not None else 0.0,
                 "decision_seconds": self._decision_seconds,
@@ -361,6 +360,7 @@ class Run:
             "name": self.name,
             "seed": around.seed,
             "processes": self._world.size,
+            "planned epochs": self._planned,
             **{f"option {key}": value for key, value in options.items()},
             "parts": dict(zip(around.samples.names, around.samples.sizes, strict=True)),
             "labels": hashlib.sha256(around.samples.labels.numpy().tobytes()).hexdigest()[:16],
@@ -377,12 +377,6 @@ class Run:
             self._generator.manual_seed(stream_seed(self.around.seed, self._stream))
             torch.manual_seed(stream_seed(self.around.seed, self._stream, self._world.rank))
             yield
-
-
-def stream_seed(seed: int, stream: str, rank: int = 0) -> int:
-    """A seed of its own for each stream of random numbers."""
-    digest = hashlib.sha256(f"{seed}/{stream}/{rank}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _decision(values: dict[str, Any]) -> Decision:

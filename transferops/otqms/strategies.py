@@ -107,38 +107,49 @@ FINE_TUNE = Phase(
 )
 """On the target alone from the model before, which early stopping keeps if it validates better."""
 
-add(
-    "recommended",
-    Strategy(
-        (
-            Phase(
-                decisions.surveyed_shares,
-                start="survey",
-                lr_factor=0.5,
-                epochs=14,
-                batch_size=32,
-                schedule="plateau",
-                averaging=0.998,
-                decide_once=True,
-                early_stopping=False,
-                name="shares",
-            ),
-            replace(
-                FINE_TUNE, lr_factor=0.125, steps=120, halfway=True, early_stopping=False, may_stay=False, name="finish"
-            ),
-        ),
-        surveys=True,
-        all_labels=True,
-    ),
+TRANSLATION = 1 / 16
+"""Two pixels of a digit's 28 each way. A part of the image's sides so that it means the same at any resolution."""
+
+SURVEYED = Phase(
+    decisions.surveyed_shares,
+    start="survey",
+    epochs=14,
+    batch_size=32,
+    schedule="plateau",
+    averaging=0.998,
+    translation=TRANSLATION,
+    decide_once=True,
+    early_stopping=False,
+    name="shares",
 )
+"""Shares from a survey, its common start, and what makes the most of few target samples that come again and again."""
+
+FINISH = replace(
+    FINE_TUNE, lr_factor=0.125, steps=120, halfway=True, early_stopping=False, may_stay=False, name="finish"
+)
+"""A last look at the target: half of the way to a shorter fine-tuning."""
+
+add("recommended", Strategy((SURVEYED, FINISH), surveys=True, all_labels=True))
 add("target-only", Strategy((Phase(target_alone),)))
 add("all-sources", Strategy((Phase(everything),)))
 add("pooled-then-fine-tuned", Strategy((Phase(everything, name="pooled"), FINE_TUNE)))
+# What the translations of "recommended" do without its shares.
+_pooled = Phase(everything, translation=TRANSLATION, name="pooled")
+add("all-sources-translated", Strategy((_pooled,)))
+add("pooled-then-fine-tuned-translated", Strategy((_pooled, replace(FINE_TUNE, translation=TRANSLATION))))
 add(
     "best-source-then-fine-tuned",
     Strategy((Phase(target_alone, start="best-source", lr_factor=0.25),), uses_source_models=True),
 )
-add("quantities", Strategy((Phase(decisions.quantities),), uses_source_models=True))
+add(
+    "quantities",
+    Strategy(
+        (replace(SURVEYED, decide=decisions.surveyed_quantities, name="quantities"), FINISH),
+        surveys=True,
+        all_labels=True,
+    ),
+)
+add("quantities-dynamic", Strategy((Phase(decisions.dynamic_quantities),), uses_source_models=True))
 for _anchor, _name in (("exact", "quantities-static"), ("under", "quantities-under"), ("over", "quantities-over")):
     _phase = Phase(decisions.quantities_at(cast(Anchor, _anchor)), decide_once=True)
     add(_name, Strategy((_phase,), uses_source_models=True, anchor=cast(Anchor, _anchor)))

@@ -34,7 +34,13 @@ class Split(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One strategy with one seed: how it was trained and its accuracy on the test part."""
+    """One strategy with one seed.
+
+    Attributes:
+        seed: Of split, initialisation and every draw.
+        run: How it was trained.
+        accuracy: On the test part.
+    """
 
     seed: int
     run: TrainingRun

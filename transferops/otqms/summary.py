@@ -54,8 +54,13 @@ def summarize(study: Study) -> list[StrategySummary]:
 
 
 def conclusions(study: Study) -> list[str]:
-    """Plain sentences: what was taken from where, and whether it paid."""
-    sentences = []
+    """Plain sentences: what the guard decided, what was taken from where, and whether it paid."""
+    sentences = [
+        f"Seed {trial.seed}: {trial.run.verdicts[-1]}."
+        for trials in study.trials.values()
+        for trial in trials
+        if trial.run.verdicts
+    ]
     for summary in summarize(study):
         if not summary.predicts:
             continue

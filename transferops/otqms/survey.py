@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from transferops.otqms.dimension import distance_dimension
 from transferops.otqms.phases import Decide, Decision, Phase, Situation, target_alone
 from transferops.otqms.pool import Pool, TensorSamples
 from transferops.otqms.sampling import draw
@@ -23,6 +24,7 @@ HALF_STEPS = 50
 _LR_FACTOR = 0.25
 _WARM_UP_LR_FACTOR = 0.5
 _HALF_BATCH = 32
+_LEAST_DIMENSION = 1e-6  # halves that agree exactly leave no noise to average out
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +33,20 @@ class Survey:
 
     Attributes:
         gram: A = Theta^T J Theta at theta_0, float64 ``[K, K]``.
-        dimension: d as the distance of the halves' models measures it,
-            :func:`transferops.otqms.dimension.distance_dimension`; d/N0 is the noise of theta_0.
+        dimension: d as the distance of the halves' models measures it, see :func:`measured_dimension`; d/N0 is the
+            noise of theta_0.
         seconds: Wall time of the trainings.
     """
 
     gram: torch.Tensor
     dimension: float
     seconds: float
+
+
+def measured_dimension(squared_distance: float, first_samples: int, second_samples: int) -> float:
+    """:func:`transferops.otqms.dimension.distance_dimension` of the halves' models, made positive."""
+    found = float(distance_dimension(max(squared_distance, 0.0), first_samples, second_samples))
+    return max(found, _LEAST_DIMENSION)
 
 
 def warm_up() -> Phase:

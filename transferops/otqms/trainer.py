@@ -12,8 +12,8 @@ Ours and not the paper's:
   (Training all of them on the pooled sources first was tried; the sources were then harder to tell apart.)
 * Every source model gets the same number of optimiser steps, so that the distances reflect the data.
 * The last epoch is kept, and all labelled samples are trained on; with early stopping, the epoch is chosen on a
-  *validation* part of the target. The paper's released code errs here: it chooses on the test set, which makes its
-  accuracies optimistic. This trainer is never given the test part.
+  *validation* part of the target, or by cross-validation. The paper's released code errs here: it chooses on the test
+  set, which makes its accuracies optimistic. This trainer is never given the test part.
 * An epoch has at least ``min_steps`` optimiser steps. One pass over a few target samples is a handful of
   steps, and patience, counted in epochs, would stop a strategy that takes little before it is trained.
 """
@@ -25,25 +25,24 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from torch import nn
 
 from transferops._validate import check_positive_int, describe, fail
 from transferops.fisher.directions import select
+from transferops.otqms.akaike import explain_shares
+from transferops.otqms.cross_validation import CrossValidation
 from transferops.otqms.discrepancy import State
+from transferops.otqms.fitting import fit
 from transferops.otqms.guard import judge_sources
-from transferops.otqms.options import TrainingOptions, resolve_dimension
+from transferops.otqms.options import TrainingOptions
 from transferops.otqms.pool import Pool, Source, check_labels
 from transferops.otqms.preparation import Preparation
 from transferops.otqms.records import EpochRecord, TrainingRun
-from transferops.otqms.report import Report, SourceValue, leave_one_out
-from transferops.otqms.run import Surroundings, stream_seed
-from transferops.otqms.strategies import STRATEGIES, Strategy, check_strategies
-from transferops.otqms.training import evaluate
-
-_LEAST_DIMENSION = 1e-6  # halves that agree exactly leave no noise to average out
+from transferops.otqms.report import Report, SourceValue, leave_one_out, rule_of
+from transferops.otqms.strategies import STRATEGIES, check_strategies
+from transferops.otqms.surroundings import Surroundings
 
 
 class OTQMS:
@@ -63,6 +62,8 @@ class OTQMS:
         sources: Samples of each source, by name.
         validation: Target samples that choose the epoch to keep under early stopping, see
             :class:`transferops.otqms.early_stopping.EarlyStopping`; without it they are trained on like ``target``.
+        watched: Target samples on which loss and accuracy are noted after every epoch, for the comparison of predicted
+            and realised risk, and for nothing else: what is trained and kept is the same without.
         options: How to train.
         seed: At least 0.
         source_models: A model, or its state dictionary, for every source, by name: instead of training them.
@@ -75,7 +76,7 @@ class OTQMS:
 
     Raises:
         ValueError: If a set of samples is empty, a label has no logit, the model has nothing to train, or there are
-            no validation samples for early stopping.
+            no validation samples for early stopping, or a single one of a class where folds are asked for.
 
     Example:
         >>> from transferops.data import few_shot_split, load_digits_domains
@@ -99,6 +100,7 @@ class OTQMS:
         sources: Mapping[str, Source],
         *,
         validation: Source | None = None,
+        watched: Source | None = None,
         options: TrainingOptions | None = None,
         seed: int = 0,
         source_models: Mapping[str, nn.Module | State] | None = None,
@@ -108,6 +110,8 @@ class OTQMS:
         self.seed = check_positive_int("seed", seed, minimum=0)
         if not sources:
             fail("sources", "at least one source", "none")
+        if isinstance(model, nn.Module) or not callable(model):
+            fail("model", "a function that makes the network", describe(model), TypeError)
         self.device = torch.device(self.options.device)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seed)
@@ -121,24 +125,29 @@ class OTQMS:
         names = ["target", *(() if validation is None else ("validation",)), *(f"sources[{n!r}]" for n in sources)]
         given = [target, *(() if validation is None else (validation,)), *sources.values()]
         pool = Pool(dict(zip(names, given, strict=True)), self.device, self.options.workers)
-        if self.options.early_stopping and validation is None:
+        early = self.options.early_stopping is True
+        if early and validation is None:
             fail("validation", "target samples to choose the epoch on, for early stopping", "none")
         initial, pool, classes = _laid_out(initial, pool, self.options.channels_last)
         check_labels(pool, names, classes)
         first = len(names) - len(sources)
         source_parts = {name: [first + i] for i, name in enumerate(sources)}
         labelled = pool.view({"target": list(range(first)), **source_parts})
-        early = self.options.early_stopping
         self.samples = pool.view({"target": [0], **source_parts}) if early else labelled
         held_out = pool.view({"validation": [1]}) if early else None
         chosen = select(initial, self.options.selection(initial))
         parameters = sum(value.numel() for value in chosen.values())
-        self.dimension = resolve_dimension(self.options.dimension, parameters, self.samples.sizes[0], classes)
         folder = None if checkpoint is None else Path(checkpoint) / f"seed-{self.seed}"
-        around = Surroundings(self.options, self.samples, held_out, initial, self.seed, folder)
+        seen = None if watched is None else Pool({"watched": watched}, self.device, self.options.workers)
+        if seen is not None:
+            check_labels(seen, ["watched"], classes)
+        around = Surroundings(self.options, self.samples, held_out, initial, self.seed, folder, seen)
         together = dataclasses.replace(around, samples=labelled, validation=None) if early else around
         supplied = None if source_models is None else _states(source_models, sources)
-        self._prepared = Preparation(around, together, parameters, self.dimension, supplied)
+        self._prepared = Preparation(around, together, parameters, classes, supplied)
+        self.dimension = self._prepared.dimension
+        crossed = self.options.guard or self.options.early_stopping == "folds"
+        self._cross_validation = CrossValidation(self._prepared, self.options.folds) if crossed else None
         self._given, self._given_target, self._given_validation = dict(sources), target, validation
 
     @property
@@ -162,14 +171,21 @@ class OTQMS:
             RuntimeError: If the training diverges.
         """
         check_strategies([strategy])
-        plan = STRATEGIES[strategy]
-        preparation = self._prepare(plan)
-        if plan.construction is not None:
-            return self._construct(strategy, plan, preparation, on_epoch)
-        around = self._prepared.labelled if plan.all_labels else self._prepared.around
-        run = self._prepared.run(strategy, "training", plan.phases, on_epoch=on_epoch, around=around)
-        model = run.complete()
-        return TrainingRun(strategy, tuple(run.records), run.kept_epoch, preparation, model, run.gram)
+        cross, trained = self._cross_validation, strategy
+        if cross is None:
+            return fit(self._prepared, strategy, on_epoch=on_epoch)
+        before, verdicts = cross.seconds, tuple[str, ...]()
+        if self.options.guard:
+            choice = cross.choice(strategy)
+            trained, verdicts = choice.chosen, choice.sentences()
+        run = fit(self._prepared, trained, planned=cross.planned(trained), on_epoch=on_epoch)
+        return dataclasses.replace(
+            run,
+            strategy=strategy,
+            replaced_by=None if trained == strategy else trained,
+            verdicts=verdicts,
+            cross_validation_seconds=cross.seconds - before,
+        )
 
     def report(self, run: TrainingRun, *, retrain: bool = False) -> Report:
         """What a run of this trainer did and why.
@@ -183,29 +199,32 @@ class OTQMS:
             ValueError: If ``retrain`` is asked for and there are fewer than two sources, no early stopping, or a
                 strategy that does not look at the validation samples.
         """
-        if retrain and not self.options.early_stopping:
+        if retrain and self.options.early_stopping is not True:
             fail("retrain", "early stopping, whose validation samples measure what a source is worth", "none")
         if retrain and len(self.source_names) < 2:
             fail("retrain", "at least two sources", "one")
         if run.gram is None and not retrain:
-            return Report(run, self.source_names, ())
-        plan = STRATEGIES[run.strategy]
+            return Report(run, self.source_names, (), run.verdicts)
+        plan = STRATEGIES[run.replaced_by or run.strategy]
         sizes, dimension = self.samples.sizes, float(self.dimension)
         if plan.surveys:
             sizes = (self._prepared.labelled if plan.all_labels else self._prepared.around).samples.sizes
-            dimension = max(self._prepared.survey(plan.all_labels).dimension, _LEAST_DIMENSION)
+            dimension = self._prepared.survey(plan.all_labels).dimension
         gram = self.gram(run.model) if run.gram is None else run.gram
-        weighted = any(record.phase in ("weights", "shares") for record in run.epochs)
-        rises = leave_one_out(gram, sizes[0], sizes[1:], dimension, "weight" if weighted else "quantity")
-        judged = judge_sources(gram.diagonal().clamp_min(0), sizes[0], sizes[1:], dimension)
+        rule = rule_of(run)
+        rises = leave_one_out(gram, sizes[0], sizes[1:], dimension, rule)
+        if rule == "shares":
+            reasons = explain_shares(gram, sizes[0], sizes[1:], dimension, self.source_names)
+        else:
+            judged = judge_sources(gram.diagonal().clamp_min(0), sizes[0], sizes[1:], dimension)
+            reasons = judged.sentences(self.source_names)
         values = [
             SourceValue(name, float(gram[i, i]), rise, self._without(name, run) if retrain else None)
             for i, (name, rise) in enumerate(zip(self.source_names, rises, strict=True))
         ]
         worth = [value.predicted if value.retrained is None else value.retrained for value in values]
         order = sorted(range(len(values)), key=lambda i: -worth[i])
-        verdicts = judged.sentences(self.source_names)
-        return Report(run, self.source_names, tuple(values[i] for i in order), tuple(verdicts))
+        return Report(run, self.source_names, tuple(values[i] for i in order), (*run.verdicts, *reasons))
 
     def _without(self, source: str, run: TrainingRun) -> float:
         """Rise of the kept validation loss when ``source`` is left out."""
@@ -234,45 +253,6 @@ class OTQMS:
         one vanishes with the training loss, and with it every reason not to take everything.
         """
         return self._prepared.gram(model, self.samples)
-
-    def _prepare(self, plan: Strategy) -> float:
-        """Train what the strategy needs beforehand; the seconds it took."""
-        seconds = 0.0
-        if plan.uses_source_models and self.options.directions == "models":
-            seconds += self._prepared.sources[1]
-        if plan.anchor is not None:
-            seconds += self._prepared.anchor(plan.anchor)[1]
-        if plan.surveys:
-            seconds += self._prepared.survey(plan.all_labels).seconds
-        return seconds
-
-    def _construct(
-        self, strategy: str, plan: Strategy, preparation: float, on_epoch: Callable[[EpochRecord], None] | None
-    ) -> TrainingRun:
-        """A model put together rather than trained: a run of one epoch that took nothing from the sources."""
-        assert plan.construction is not None
-        start = perf_counter()
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(stream_seed(self.seed, "construction"))
-            model = plan.construction(self).to(self.device).eval()
-        held_out = self._prepared.around.validation
-        assessed = None if held_out is None else evaluate(model, held_out)
-        record = EpochRecord(
-            epoch=1,
-            quantities=dict.fromkeys(self.source_names, 0),
-            samples=self.samples.sizes[0],
-            train_loss=evaluate(model, self.samples, 0).loss,
-            validation_loss=None if assessed is None else assessed.loss,
-            validation_accuracy=None if assessed is None else assessed.accuracy,
-            predicted_risk=None,
-            seconds=perf_counter() - start,
-            allocation_seconds=0.0,
-            phase="construct",
-            shares=dict.fromkeys(self.source_names, 0.0),
-        )
-        if on_epoch is not None:
-            on_epoch(record)
-        return TrainingRun(strategy, (record,), 1, preparation, model)
 
 
 def _laid_out(model: nn.Module, pool: Pool, channels_last: bool) -> tuple[nn.Module, Pool, int]:

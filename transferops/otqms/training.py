@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from transferops.otqms.augmentation import translated
 from transferops.otqms.distributed import World
 from transferops.otqms.options import BuiltInSchedule, TrainingOptions
 from transferops.otqms.pool import Pool
@@ -44,6 +45,13 @@ def evaluate(model: nn.Module, samples: Pool, part: int | None = None, world: Wo
     return Evaluation(loss / len(positions), right / len(positions))
 
 
+@torch.no_grad()
+def misclassified(model: nn.Module, samples: Pool) -> torch.Tensor:
+    """Whether ``model``, put in evaluation mode, is wrong about each of ``samples``, bool ``[N]`` on the CPU."""
+    model.eval()
+    return torch.cat([(model(inputs).argmax(1) != labels).cpu() for inputs, labels in samples.batches()])
+
+
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
     """The batches of an epoch: ``passes`` passes over the drawn samples, each in an order of its own.
@@ -55,11 +63,14 @@ class EpochPlan:
         order: Positions, int64 ``[passes, n]``.
         steps: Batches in a pass.
         weights: Loss weight of each entry of ``order``, of mean 1 in a pass; ``None``: all 1.
+        offsets: Translation of each entry of ``order``, an image, see :func:`transferops.otqms.augmentation.translate`:
+            int64 ``[passes, n, 2]``; ``None``: none.
     """
 
     order: torch.Tensor
     steps: int
     weights: torch.Tensor | None = None
+    offsets: torch.Tensor | None = None
 
     @classmethod
     def shuffled(
@@ -89,13 +100,18 @@ class EpochPlan:
 
     def batches(self) -> list[torch.Tensor]:
         """The positions of every step."""
-        return [batch for row in self.order for batch in row.tensor_split(self.steps)]
+        return self._by_step(self.order)
 
     def batch_weights(self) -> list[torch.Tensor] | None:
         """The weights of every step."""
-        if self.weights is None:
-            return None
-        return [batch for row in self.weights for batch in row.tensor_split(self.steps)]
+        return None if self.weights is None else self._by_step(self.weights)
+
+    def batch_offsets(self) -> list[torch.Tensor] | None:
+        """The offsets of every step."""
+        return None if self.offsets is None else self._by_step(self.offsets)
+
+    def _by_step(self, values: torch.Tensor) -> list[torch.Tensor]:
+        return [batch for row in values for batch in row.tensor_split(self.steps)]
 
 
 class Stepper:
@@ -117,12 +133,12 @@ class Stepper:
         self._lr = lr
         self._world = world
         self._device = next(model.parameters()).device
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._parallel = world.parallel(model, options.sharded)
+        trained = [parameter for parameter in self._parallel.module.parameters() if parameter.requires_grad]
         self.optimizer = options.optimizer(trained, lr=lr)
         self._schedule = options.schedule(self.optimizer) if callable(options.schedule) else None
         self._scaler = torch.amp.GradScaler(self._device.type, enabled=options.autocast is torch.float16)
-        forward = world.parallel(model)
-        self._forward: Any = torch.compile(forward) if options.compile else forward
+        self._forward: Any = torch.compile(self._parallel.module) if options.compile else self._parallel.module
 
     def steps(self, samples: Pool, plan: EpochPlan, first: int, progress: tuple[int, int]) -> Iterator[torch.Tensor]:
         """Take the steps of ``plan`` from ``first`` on.
@@ -136,14 +152,16 @@ class Stepper:
         Yields:
             After every step, this process's part of the loss summed over the batch, as it was before the step.
         """
-        self.model.train()
-        batches, weights = plan.batches()[first:], plan.batch_weights()
+        self._parallel.module.train()
+        batches, weights, offsets = plan.batches()[first:], plan.batch_weights(), plan.batch_offsets()
         pieces = [self._pieces(batch) for batch in batches]
         if weights is None:
             factors: list[list[torch.Tensor] | None] = [None] * len(batches)
         else:
             factors = [self._pieces(weight) for weight in weights[first:]]
         stream = samples.read([piece for own in pieces for piece in own])
+        if offsets is not None:
+            stream = translated(stream, [piece for batch in offsets[first:] for piece in self._pieces(batch)])
         for number, (batch, own, factor) in enumerate(zip(batches, pieces, factors, strict=True), start=first):
             if isinstance(self._options.schedule, str):
                 before, after = ((progress[0] + n / plan.total_steps) / progress[1] for n in (number, number + 1))
@@ -156,16 +174,19 @@ class Stepper:
             self._schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimiser, scheduler and loss scale, for :meth:`load_state_dict`; the model is kept apart."""
+        """Optimiser, scheduler and loss scale, for :meth:`load_state_dict`; the model is kept apart.
+
+        Every process must call it.
+        """
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._parallel.state_of(self.optimizer),
             "schedule": None if self._schedule is None else self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state``."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._parallel.load_state(self.optimizer, state["optimizer"])
         if self._schedule is not None:
             self._schedule.load_state_dict(state["schedule"])
         if self._scaler.is_enabled():
@@ -185,8 +206,8 @@ class Stepper:
         for i in range(len(pieces)):
             inputs, labels = next(stream)
             with contextlib.ExitStack() as stack:
-                if self._world.size > 1 and i < len(pieces) - 1:
-                    stack.enter_context(self._forward.no_sync())
+                if i < len(pieces) - 1:
+                    stack.enter_context(self._parallel.accumulating())
                 with torch.autocast(self._device.type, options.autocast, enabled=options.autocast is not None):
                     logits = self._forward(inputs)
                 losses = options.loss(logits if options.autocast is None else logits.float(), labels)
@@ -200,6 +221,7 @@ class Stepper:
             total += loss.detach()
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        self._parallel.collect()
         return total
 
     def _pieces(self, batch: torch.Tensor) -> list[torch.Tensor]:
