@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--targets", help="names, separated by commas; all domains if left out")
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--shots", type=int, default=10)
-    parser.add_argument("--strategies", default="target-only,all-sources,pooled-then-fine-tuned,quantities,recommended")
+    parser.add_argument("--strategies", default="target-only,all-sources,pooled-then-fine-tuned,recommended")
     parser.add_argument("--unrelated", type=int, default=0, help="so many sources that can only hurt")
     parser.add_argument("--table", action="store_true", help="train nothing")
     arguments = parser.parse_args()

@@ -24,7 +24,7 @@ def test_files_and_tables(alike: Path, tmp_path: Path) -> None:
     assert document["sources"] == ["two", "[bold]"]
     assert document["dimension"] == 3 * 3 * (3 - 1)
     assert document["options"]["epochs"] == 2
-    assert set(document["strategies"]) == {"target-only", "all-sources", "quantities", "recommended"}
+    assert set(document["strategies"]) == {"target-only", "all-sources", "quantities-dynamic", "recommended"}
     for entry in document["strategies"].values():
         for key in ("accuracy", "samples_per_epoch", "seconds"):
             assert len(entry[key]) == 2
@@ -33,7 +33,13 @@ def test_files_and_tables(alike: Path, tmp_path: Path) -> None:
     assert document["strategies"]["target-only"]["samples_per_epoch"] == [9, 9]
     assert document["strategies"]["all-sources"]["samples_per_epoch"] == [57, 57]
     assert {path.name for path in pictures.iterdir()} == {"accuracy.png", "quantities.png"}
-    for expected in ("[bold] (24)", "Fisher+QP", "quantities took", "seed 1 all-sources: epoch 2/2", "recommended"):
+    for expected in (
+        "[bold] (24)",
+        "Fisher+QP",
+        "quantities-dynamic took",
+        "seed 1 all-sources: epoch 2/2",
+        "recommended",
+    ):
         assert expected in result.output
     for path in (out, pictures / "accuracy.png", pictures / "quantities.png"):
         assert f"wrote {path}\n" in result.output

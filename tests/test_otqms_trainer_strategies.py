@@ -78,7 +78,7 @@ def test_every_strategy_trains(shared: OTQMS, name: str) -> None:
             assert record.samples == 15 + sum(record.quantities.values())
             assert all(q <= len(SOURCES[source].labels) for source, q in record.quantities.items())
         assert -1e-9 <= sum(record.shares.values()) <= 1
-    predicting = {"recommended", "weights", "budget", "paper"}
+    predicting = {"recommended", "shares", "weights", "budget", "paper"}
     if name in predicting or (name.startswith("quantities") and name != "quantities-anchored"):
         assert run.allocated.predicted_risk is not None
         assert run.gram is not None
@@ -247,12 +247,18 @@ class TestDecisions:
         assert found.gram.shape == (3, 3)
         assert found.gram[0, 0] < found.gram[1, 1]
         assert found.dimension > 0
-        record = ours.fit("recommended").epochs[0]
-        expected = akaike_shares(found.gram, 15 + 12, [60, 48, 9], found.dimension)
-        assert record.samples == (15 + 12 + 60 + 48 + 9) / 2
-        assert list(record.shares.values()) == pytest.approx(expected.sources.tolist(), abs=1 / record.samples)
-        assert record.predicted_risk == pytest.approx(expected.risk)
-        assert record.validation_accuracy is None
+        allocation = allocate(found.gram, 15 + 12, [60, 48, 9], found.dimension)
+        quantities = allocation.quantities / (15 + 12 + allocation.quantities.sum())
+        shares = akaike_shares(found.gram, 15 + 12, [60, 48, 9], found.dimension)
+        for name, risk, expected in (
+            ("recommended", allocation.risk, quantities),
+            ("shares", shares.risk, shares.sources),
+        ):
+            record = ours.fit(name).epochs[0]
+            assert record.samples == (15 + 12 + 60 + 48 + 9) / 2
+            assert list(record.shares.values()) == pytest.approx(expected.tolist(), abs=1 / record.samples)
+            assert record.predicted_risk == pytest.approx(risk)
+            assert record.validation_accuracy is None
         assert set(ours._prepared._surveys) == {True}
 
     def test_a_survey_measures_at_the_mean_of_the_halves(self, tmp_path: Path) -> None:

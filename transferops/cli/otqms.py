@@ -61,7 +61,7 @@ def _dimension(_: click.Context, __: click.Parameter, value: str) -> int | str:
     "strategies",
     group=_COMPARISON,
     metavar="NAME[,NAME]",
-    default="target-only,all-sources,quantities,recommended",
+    default="target-only,all-sources,quantities-dynamic,recommended",
     show_default=True,
     known=(*STRATEGIES, ALL_BASELINES),
     parse=expand,
@@ -149,8 +149,8 @@ def command(
 
     Compares strategies on a few-shot target: training on the target only, adding all sources, adding
     the quantities of least predicted risk (OTQMS), decided anew before every epoch, and what is
-    recommended, shares of the loss in the place of quantities and a finish on the target. Accuracy is
-    measured on target samples that no strategy has seen. All shots are trained on and the last epoch
+    recommended, quantities by a survey of all tasks from a common start and a finish on the target.
+    Accuracy is measured on target samples that no strategy has seen. All shots are trained on and the last epoch
     is kept; with early stopping, a validation part of the shots chooses it, or cross-validation.
     """
     # Everything that can be wrong is looked at before anything is trained.

@@ -67,7 +67,7 @@ class TrainingOptions:
             last linear layer), a predicate on names, or names.
         resolve_every: Epochs from one decision to the next, where a strategy decides anew.
         budget: Samples of all sources in an epoch, for the strategies "budget" and "uniform", and draws in all for
-            "recommended" and "quantities"; ``None``: half of what there is, and for "uniform" as many as
+            "recommended", "quantities" and "shares"; ``None``: half of what there is, and for "uniform" as many as
             "quantities-dynamic" takes.
         budget_seconds: Seconds of an epoch's steps, in the place of ``budget``, for the same strategies. What a sample
             of each source costs is measured (:func:`transferops.otqms.costs.measure`), so that runs differ by

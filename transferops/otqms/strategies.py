@@ -111,7 +111,7 @@ TRANSLATION = 1 / 16
 """Two pixels of a digit's 28 each way. A part of the image's sides so that it means the same at any resolution."""
 
 SURVEYED = Phase(
-    decisions.surveyed_shares,
+    decisions.surveyed_quantities,
     start="survey",
     epochs=14,
     batch_size=32,
@@ -120,9 +120,9 @@ SURVEYED = Phase(
     translation=TRANSLATION,
     decide_once=True,
     early_stopping=False,
-    name="shares",
+    name="quantities",
 )
-"""Shares from a survey, its common start, and what makes the most of few target samples that come again and again."""
+"""Quantities by a survey, its common start, and what makes the most of few target samples that come again and again."""
 
 FINISH = replace(
     FINE_TUNE, lr_factor=0.125, steps=120, halfway=True, early_stopping=False, may_stay=False, name="finish"
@@ -130,24 +130,23 @@ FINISH = replace(
 """A last look at the target: half of the way to a shorter fine-tuning."""
 
 add("recommended", Strategy((SURVEYED, FINISH), surveys=True, all_labels=True))
+add("quantities", STRATEGIES["recommended"])
+add(
+    "shares",
+    Strategy(
+        (replace(SURVEYED, decide=decisions.surveyed_shares, name="shares"), FINISH), surveys=True, all_labels=True
+    ),
+)
 add("target-only", Strategy((Phase(target_alone),)))
 add("all-sources", Strategy((Phase(everything),)))
 add("pooled-then-fine-tuned", Strategy((Phase(everything, name="pooled"), FINE_TUNE)))
-# What the translations of "recommended" do without its shares.
+# What the translations of "recommended" do without its quantities.
 _pooled = Phase(everything, translation=TRANSLATION, name="pooled")
 add("all-sources-translated", Strategy((_pooled,)))
 add("pooled-then-fine-tuned-translated", Strategy((_pooled, replace(FINE_TUNE, translation=TRANSLATION))))
 add(
     "best-source-then-fine-tuned",
     Strategy((Phase(target_alone, start="best-source", lr_factor=0.25),), uses_source_models=True),
-)
-add(
-    "quantities",
-    Strategy(
-        (replace(SURVEYED, decide=decisions.surveyed_quantities, name="quantities"), FINISH),
-        surveys=True,
-        all_labels=True,
-    ),
 )
 add("quantities-dynamic", Strategy((Phase(decisions.dynamic_quantities),), uses_source_models=True))
 for _anchor, _name in (("exact", "quantities-static"), ("under", "quantities-under"), ("over", "quantities-over")):
