@@ -56,6 +56,57 @@ class TestTllib:
         wanted = maximum_evidence(features, labels.astype(float))
         assert tllib.log_maximum_evidence(features, labels, True) == pytest.approx(wanted, abs=1e-8)
 
+    @pytest.mark.parametrize("samples", [60, 7], ids=["N > D", "N < D"])
+    def test_weights_are_the_posterior_mean_at_the_maximum(
+        self, data: tuple[torch.Tensor, torch.Tensor], samples: int
+    ) -> None:
+        """m = (F^T F + lambda I)^-1 F^T y, with lambda where the evidence has no slope."""
+        features, labels = (part[:samples].numpy() for part in data)
+        labels = labels * 2  # classes 1, 3 and 5 have no samples
+        value, weights = tllib.log_maximum_evidence(features, labels, return_weights=True)
+        assert value == tllib.log_maximum_evidence(features, labels)
+        assert weights.shape == (labels.max() + 1, DIMENSION)
+        assert not weights[1::2].any()
+        penalties = dict(zip(np.unique(labels), scores.LogMe().fit(features, labels).details().penalties, strict=True))
+        for label, penalty in penalties.items():
+            y = (labels == label).astype(float)
+            mean = np.linalg.solve(features.T @ features + penalty * np.eye(DIMENSION), features.T @ y)
+            np.testing.assert_allclose(weights[label], mean, rtol=1e-6, atol=1e-9)
+            if samples > DIMENSION:  # the paper's fixed point: alpha = gamma / |m|^2, beta = (N - gamma) / |F m - y|^2
+                s = np.linalg.eigvalsh(features.T @ features)
+                gamma = (s / (s + penalty)).sum()
+                fixed = gamma / (mean @ mean) * ((features @ mean - y) ** 2).sum() / (samples - gamma)
+                assert penalty == pytest.approx(fixed, rel=1e-5)
+        targets = features[:, :1] * 2 + 1
+        _, weights = tllib.log_maximum_evidence(features[:, 1:], targets, regression=True, return_weights=True)
+        assert weights.shape == (1, DIMENSION - 1)
+
+    def test_weights_need_classes_from_0(self, data: tuple[torch.Tensor, torch.Tensor]) -> None:
+        with pytest.raises(ValueError, match=r"^labels: expected classes from 0, got -1"):
+            tllib.log_maximum_evidence(data[0], data[1] - 1, return_weights=True)
+
+    def test_against_the_library_itself(self, data: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """It is not on PyPI: pip install git+https://github.com/thuml/Transfer-Learning-Library."""
+        peer = pytest.importorskip("tllib.ranking", reason="tllib is not installed", exc_type=ImportError)
+        features, labels = (part.numpy() for part in data)
+        assert tllib.h_score(features, labels) == pytest.approx(peer.h_score(features, labels), rel=1e-9)
+        sizes = np.bincount(labels).min()
+        even = np.concatenate([np.flatnonzero(labels == c)[:sizes] for c in range(CLASSES)])
+        assert tllib.transrate(features[even], labels[even]) == pytest.approx(
+            peer.transrate(features[even], labels[even]), rel=1e-9
+        )
+        predictions = np.exp(features) / np.exp(features).sum(1, keepdims=True)
+        theirs = peer.log_expected_empirical_prediction(predictions, labels)
+        assert tllib.leep(predictions, labels) == pytest.approx(theirs, rel=1e-9)
+        source = predictions.argmax(1)
+        assert tllib.nce(source, labels) == pytest.approx(peer.negative_conditional_entropy(source, labels), rel=1e-9)
+        ours, weights = tllib.log_maximum_evidence(features, labels, return_weights=True)
+        # Its iteration stops near the maximum, not at it.
+        theirs, means = peer.log_maximum_evidence(features, labels, False, True)
+        assert theirs <= ours + 1e-9
+        assert ours == pytest.approx(theirs, abs=1e-4)
+        np.testing.assert_allclose(weights, means, rtol=0.05, atol=1e-3)
+
     def test_transrate_is_the_definition_in_the_features_own_units(
         self, data: tuple[torch.Tensor, torch.Tensor]
     ) -> None:
@@ -121,8 +172,37 @@ class TestLogMe:
     def test_regression(self, data: tuple[torch.Tensor, torch.Tensor]) -> None:
         features, labels = data
         targets = torch.stack([labels.double(), features[:, 0]], 1)
-        got = logme.LogME(regression=True).fit(features[:, 1:], targets)
+        model = logme.LogME(regression=True)
+        got = model.fit(features[:, 1:], targets)
         assert got == pytest.approx(scores.log_me(features[:, 1:], targets), rel=1e-12)
+        exact = logme.LogME(regression=True)
+        exact.fit(features, features[:, :2] @ torch.tensor([[1.0, 2.0], [0.0, 3.0]]).double() + 1e-3)
+        assert exact.predict(features[:5]).shape == (5, 2)
+        np.testing.assert_allclose(exact.predict(features)[:, 0], features[:, 0] + 1e-3, atol=2e-2)
+
+    def test_predictions(self, data: tuple[torch.Tensor, torch.Tensor]) -> None:
+        features, labels = data
+        model = logme.LogME()
+        with pytest.raises(RuntimeError, match=r"^LogME: expected fit before its weights are used"):
+            model.predict(features)
+        model.fit(features, labels)
+        _, weights = tllib.log_maximum_evidence(features, labels, return_weights=True)
+        np.testing.assert_array_equal(model.predict(features), (features.numpy() @ weights.T).argmax(1))
+        assert (model.predict(features.numpy()) == labels.numpy()).mean() > 1.5 / CLASSES
+        with pytest.raises(ValueError, match=r"^f: expected shape \[N, 9\], got .* of shape \[157, 8\]"):
+            model.predict(features[:, 1:])
+        model.fit(features[:2], torch.tensor([0, 2**40]))
+        with pytest.raises(ValueError, match=r"^labels: expected classes below 1000000, .* got 1099511627776$"):
+            _ = model.ms
+
+    def test_against_the_class_itself(self, data: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """One file of a repository, github.com/thuml/LogME, to be put on the path."""
+        peer = pytest.importorskip("LogME", reason="the LogME repository is not on the path", exc_type=ImportError)
+        features, labels = (part.numpy() for part in data)
+        ours, theirs = logme.LogME(), peer.LogME()
+        assert ours.fit(features, labels) == pytest.approx(theirs.fit(features, labels), abs=1e-4)
+        np.testing.assert_allclose(ours.ms, theirs.ms, rtol=0.05, atol=1e-3)
+        assert (ours.predict(features) == theirs.predict(features)).mean() > 0.95
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -498,6 +498,11 @@ DATA = [(INPUTS, TARGETS)]
             "model: expected finite outputs and derivatives, got infinities or NaN among them",
         ),
         (
+            lambda: FisherInformation(network(), "monte_carlo").diagonal([INPUTS * torch.nan]),
+            ValueError,
+            "model: expected finite outputs and derivatives, got infinities or NaN among them",
+        ),
+        (
             lambda: FisherInformation(network(), "empirical").diagonal(INPUTS),
             TypeError,
             "batches: expected an iterable of batches, such as [inputs], got a float64 tensor of shape [6, 4] on cpu",

@@ -17,6 +17,7 @@ import torch
 from transferops._validate import describe, fail
 from transferops.fisher.batches import Batch
 from transferops.fisher.contraction import softmax_fisher_gram, tangent_gram
+from transferops.fisher.directions import refuse_infinite
 
 LOSSES = ("cross_entropy", "mse")
 ESTIMATORS = ("exact", "monte_carlo", "empirical")
@@ -117,6 +118,7 @@ class Likelihood:
         if self.loss == "mse":
             return z + torch.randn(z.shape, generator=self._generator, device=z.device, dtype=z.dtype)
         p = z.softmax(-1).flatten(0, -2)
+        refuse_infinite([p])
         return torch.multinomial(p, 1, generator=self._generator).view(z.shape[:-1])
 
     def _targets(self, batch: Batch, outputs: torch.Tensor) -> torch.Tensor:

@@ -249,7 +249,7 @@ def _clip(value: float, bound: float) -> float:
     """Hold the score to its mathematical range, which rounding may overstep by a little and no more."""
     if not math.isfinite(value) or value < -1e-6 * bound or value > bound * (1 + 1e-6):
         raise ArithmeticError(f"h_score: the value {value} is outside [0, {bound}]; please report this input")
-    return min(max(value, 0.0), bound)
+    return float(min(max(value, 0.0), bound))
 
 
 def _ledoit_wolf(trace: Tensor, square: Tensor, quartic: Tensor, samples: int, dimension: int) -> tuple[float, float]:

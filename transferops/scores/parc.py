@@ -48,7 +48,8 @@ class Parc(FeatureScore):
         level = norms < 1e-12  # of values scaled to variance 1
         points = torch.where(level, 0, points / _or_one(norms))
         upper = torch.triu_indices(samples, samples, 1, device=points.device)
-        distance = -(points @ points.mT)[upper[0], upper[1]]
+        # Correlations that differ by rounding are tied: of two components all are 1 or -1.
+        distance = -(points @ points.mT)[upper[0], upper[1]].round(decimals=10)
         other = data.index[upper[0]] != data.index[upper[1]]
         value, caveat = _rank_correlation(distance, other), ""
         if value is None:
