@@ -4,17 +4,31 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# make CONSTRAINTS=constraints.txt ...: the versions that development and CI last ran with, instead of the newest.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 
-.PHONY: demo test bench docs lint format cpp cuda-report cuda-build dist clean
+.PHONY: demo stranger test test-minimum peers test-peers bench docs lint audit format cpp cuda-report cuda-build dependencies wheels dist sanitize fuzz clean
 
 # The main job on real data: how many samples of each source to train with.
 demo: $(VENV)/.installed-cli
 	@mkdir -p demo
 	$(BIN)/transferops otqms --output demo --json demo/otqms.json
 
+# What the documentation tells a newcomer to type, in an environment of its own.
+stranger:
+	$(PYTHON) scripts/strangers_path.py $(TORCH)
+
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest
+
+# The op tests against kernels built with AddressSanitizer and UndefinedBehaviorSanitizer; then threads under ThreadSanitizer.
+sanitize: $(VENV)/.installed-test
+	scripts/sanitize.sh $(BIN)/python
+	scripts/sanitize_threads.sh
+
+# Ten minutes of random examples of every public function; a summary goes to bench/results/fuzz.json.
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python tests/fuzz/run.py
 
 # pytest-benchmark, one file per family; writes JSON and a Markdown table under bench/results.
 bench: $(VENV)/.installed-bench
@@ -29,6 +43,11 @@ lint: $(VENV)/.installed-lint $(VENV)/.installed-cli
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
+
+# Known vulnerabilities of what is installed; asks pypi.org, so it is a step of its own and none of the offline CI.
+audit: $(VENV)/.installed-test
+	$(PIP) pip-audit
+	$(BIN)/pip-audit --local --skip-editable
 
 format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
@@ -48,6 +67,29 @@ cuda-report: $(VENV)/.torch
 # The full build against a CUDA torch, imported without a GPU; needs nvcc and several GB.
 cuda-build:
 	scripts/check_cuda_build.sh
+
+# The tests with the oldest versions that pyproject.toml allows; several GB for the oldest torch.
+test-minimum:
+	scripts/test_minimum.sh $(PYTHON)
+
+# The packages that integrations are for; $(TORCH) again, which some of these would upgrade. BackPACK declares torchvision
+# but does not import it; PyPI's, built for CUDA, breaks imports of transformers beside a CPU torch.
+peers: $(VENV)/.installed-test
+	$(PIP) $(TORCH) --no-build-isolation -e ".[test,bench,laplace,curvlinops,backpack]"
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision
+
+test-peers: peers
+	$(BIN)/python -m pytest tests/test_compat.py tests/test_integrations*.py tests/test_same_score.py
+
+# docs/dependencies.md and constraints.txt from all that any extra needs.
+dependencies: peers
+	$(PIP) --no-build-isolation -e ".[docs,lint,tensorboard]"
+	$(BIN)/python scripts/dependencies.py page >docs/dependencies.md
+	$(BIN)/python scripts/dependencies.py constraints >constraints.txt
+
+# CPU wheels in dist/wheels; in manylinux containers by cibuildwheel, which takes the same steps.
+wheels:
+	scripts/build_wheels.sh $(PYTHON)
 
 dist: $(VENV)/.torch
 	$(PIP) build

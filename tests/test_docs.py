@@ -1,4 +1,4 @@
-"""The documentation does what it says: Python blocks run and print what they show, command lines parse.
+"""The documentation does what it says: Python blocks run and print what they show.
 
 A page's Python blocks run in order, in one namespace. A ``text`` block right after one is its output; numbers in it are
 compared to 1 %, being those of one machine.
@@ -7,56 +7,16 @@ compared to 1 %, being those of one machine.
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from click import ClickException
+from pages import PAGES, ROOT, blocks
 
-from transferops.cli import cli
 from transferops.otqms import STRATEGIES
 from transferops.scores import SCORES
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
-
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 _NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
-
-
-class Block(NamedTuple):
-    """A fenced block: its language, its text, and the text right after it that it prints."""
-
-    language: str
-    text: str
-    line: int
-    shown: str | None
-
-
-def blocks(page: Path) -> list[Block]:
-    source = page.read_text(encoding="utf-8")
-    found = list(_FENCE.finditer(source))
-    result = []
-    for this, following in zip(found, [*found[1:], None]):
-        shown = None
-        if following is not None and following[1] == "text" and not source[this.end() : following.start()].strip():
-            shown = following[2]
-        result.append(Block(this[1], this[2], source.count("\n", 0, this.start()) + 2, shown))
-    return result
-
-
-def lines(program: str) -> list[tuple[str, str]]:
-    """Every line of a shell block that calls a program, after where it is from."""
-    return [
-        (f"{page.relative_to(ROOT)}:{block.line + offset}", line)
-        for page in PAGES
-        for block in blocks(page)
-        if block.language in ("", "sh")
-        for offset, line in enumerate(block.text.split("\n"))
-        if line.startswith(f"{program} ")
-    ]
 
 
 def same(shown: str, printed: str) -> bool:
@@ -88,23 +48,7 @@ def test_other_outputs_are_told_apart(printed: str) -> None:
     assert not same("a 1.00", printed)
 
 
-@pytest.mark.parametrize("line", [pytest.param(line, id=where) for where, line in lines("transferops")])
-def test_command_line_parses(line: str) -> None:
-    name, *arguments = shlex.split(line, comments=True)[1:]
-    try:
-        cli.commands[name].make_context(name, arguments)  # runs nothing
-    except ClickException as error:
-        pytest.fail(f"{line}\n{error.format_message()}")
-
-
-@pytest.mark.parametrize("line", [pytest.param(line, id=where) for where, line in lines("make")])
-def test_make_target_exists(line: str) -> None:
-    (target,) = shlex.split(line, comments=True)[1:]
-    assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.M)
-
-
 def test_pages_have_what_is_tested() -> None:
-    assert {line.split()[1] for _, line in lines("transferops")} == set(cli.commands)
     assert {page.stem for page in PAGES} >= {"README", "index", "rank", "otqms", "adapt", "inherit", "fisher"}
 
 
@@ -117,6 +61,21 @@ def test_guides_name_what_there_is() -> None:
 
     assert named("rank.md", "## The scores") >= {*SCORES, "h_score_regularized"}
     assert "recommended" in named("otqms.md", "## The trainer") <= set(STRATEGIES)
+
+
+def test_the_architecture_shows_every_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The committed picture has the script's labels, and these are the packages that there are."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from draw_architecture import PICTURE, ROWS
+
+    labels = [text for layer, _, parts in ROWS for text in (layer, *dict(parts))]
+    shown = re.findall(r">([^<>\n]+)</text>", PICTURE.read_text(encoding="utf-8"))
+    assert [text for text in shown if text in labels] == labels
+    packages = {path.parent.name for path in (ROOT / "transferops").glob("*/__init__.py")}
+    assert packages <= set(labels)
+    assert all(
+        (ROOT / "csrc" / part).is_dir() for part in ("torch", "python", "include", "kernels/cpu", "kernels/cuda")
+    )
 
 
 def test_every_benchmark_result_is_on_the_performance_page(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
-    packages = "{'sklearn', 'lightning', 'transformers', 'datasets', 'laplace', 'transformer_ranker'}"
+    packages = {"backpack", "curvlinops", "datasets", "laplace", "lightning", "sklearn", "transformers"}
     check = f"import sys, transferops, transferops.integrations; print({packages} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
@@ -31,6 +31,9 @@ def test_nothing_is_imported_before_it_is_asked_for() -> None:
         ("lightning", "lightning.pytorch", "pip install lightning"),
         ("transformers", "transformers", "pip install transformers accelerate"),
         ("laplace", "laplace.curvature", "pip install laplace-torch"),
+        ("curvlinops", "curvlinops._torch_base", "pip install curvlinops-for-pytorch"),
+        ("backpack", "backpack", "pip install backpack-for-pytorch"),
+        ("scipy", "scipy.sparse.linalg", "pip install scipy"),
     ],
 )
 def test_a_missing_package_is_named(module: str, package: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@
 * :mod:`transferops.otqms` - how many samples of each source to train with
 * :mod:`transferops.adapt` - heads in closed form, inheritance of parameters, and whether it hurts
 * :mod:`transferops.compat` - the signatures that other packages have, over the scores here
-* :mod:`transferops.integrations` - scikit-learn, Lightning, Hugging Face, laplace-torch: each an extra
+* :mod:`transferops.integrations` - scikit-learn, Lightning, Hugging Face, laplace-torch and others: extras
 * ``transferops`` on the command line - the same questions without a program
 """
 

@@ -2,6 +2,9 @@
 
 Import it for its effect before the first operator is used. A missing or unloadable module is an error with the command
 that repairs it, never a half-working package.
+
+Versions: the module uses torch's stable ABI of one release, :data:`LEAST_TORCH`, and runs with that release and all
+later ones, whichever of them it was built with. It is of one minor version of Python.
 """
 
 from __future__ import annotations
@@ -11,6 +14,16 @@ import sys
 import torch
 
 from transferops._validate import fail
+
+LEAST_TORCH = "2.11"
+"""As in ``pyproject.toml``, and as ``TORCH_TARGET_VERSION`` in ``csrc/torch/stable.h``."""
+
+if torch.__version__ < LEAST_TORCH:
+    raise ImportError(
+        f"transferops: expected torch {LEAST_TORCH} or later, whose stable ABI its compiled module uses, got "
+        f"{torch.__version__}.\nUpgrade it: {sys.executable} -m pip install --upgrade 'torch>={LEAST_TORCH}'\n"
+        "The module itself need not be built again."
+    )
 
 try:
     from transferops import _C

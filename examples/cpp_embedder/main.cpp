@@ -20,7 +20,7 @@ int main() {
     const auto centred = features.to(torch::kDouble) - moments.shift;
     const double error = (centred.mT().matmul(centred) - moments.gram).abs().max().item<double>();
     const double chance = static_cast<double>((classes - 1) * dimension) / static_cast<double>(samples - 1);
-    std::printf("transferops %s: H-score of random labels %.4f (expected about %.4f), Gram error %.1e\n",
+    std::printf("transferops %s: H-score of random labels %.9f (expected about %.4f), Gram error %.1e\n",
                 transferops::linked_version, score, chance, error);
     return error < 1e-9 && score > chance / 2 && score < chance * 2 ? 0 : 1;
 }

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from transferops._atomic import sync_folder
 from transferops._validate import fail
+
+_CHECKSUM = "sha256"
 
 
 class Journal:
     """JSON lines: what the run is about in the first, then one finished result in each.
 
     A line is written whole and reaches the disk before :meth:`add` returns; a line torn by a crash is dropped when
-    the file is opened again.
+    the file is opened again, and one that is not as it was written, by the checksum in it, is refused.
 
     Args:
         path: The file; made if there is none.
         about: What the results depend on; must be what the file says if there is one.
 
     Raises:
-        ValueError: The file is no journal, or of another run.
+        ValueError: The file is no journal, or damaged, or of another run.
         OSError: It cannot be read or written.
     """
 
@@ -67,14 +72,25 @@ class Journal:
             if content:
                 fail("journal", "a file written by this check", f"something else in {self._path}")
             return []
+        for number, line in enumerate(lines, 1):
+            if line.pop(_CHECKSUM, None) != _checksum(line):
+                fail("journal", f"{self._path} as it was written", f"another line {number}; remove it to start anew")
         if complete < len(content):
             with open(self._path, "r+b") as file:
                 file.truncate(complete)
         return lines
 
     def _append(self, line: Mapping[str, Any], start: int | None = None) -> None:
-        text = json.dumps(line, allow_nan=False) + "\n"
+        line = json.loads(json.dumps(dict(line), allow_nan=False))
+        text = json.dumps({**line, _CHECKSUM: _checksum(line)}) + "\n"
         with open(self._path, "ab" if start is None else "wb") as file:
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
+        if start is not None:
+            sync_folder(Path(self._path).absolute().parent)
+
+
+def _checksum(line: Mapping[str, Any]) -> str:
+    """Of what a line says."""
+    return hashlib.sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()[:16]

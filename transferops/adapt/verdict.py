@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from transferops._bootstrap import expanded_tail
 from transferops._validate import check_array, check_positive_int, describe, fail
 
 Verdict = Literal["positive", "negative", "undecided"]
@@ -49,7 +50,8 @@ def paired_effects(
 
     The family-wise error is held by Bonferroni's correction: each of the k intervals has confidence
     1 - (1 - confidence)/k. "t" is Student's interval of the paired differences; "bootstrap" resamples the seeds
-    (percentiles), makes no assumption of normality, and is too narrow for fewer than about ten seeds.
+    (percentiles, expanded for their number), makes no assumption of normality, and is too narrow for fewer than about
+    ten seeds.
 
     Differences that are the same in every seed have no spread to build an interval from. They count as evidence
     only if a two-sided sign test on that many seeds does, that is if 2^(1-seeds) <= (1 - confidence)/k; otherwise
@@ -111,5 +113,6 @@ def _interval(differences: NDArray[np.float64], error: float, draws: NDArray[np.
     if draws is None:
         half = float(stats.t.ppf(1 - error / 2, count - 1)) * spread / math.sqrt(count)
         return mean - half, mean + half
-    low, high = np.quantile(differences[draws].mean(1), [error / 2, 1 - error / 2])
+    tail = expanded_tail(count, error)
+    low, high = np.quantile(differences[draws].mean(1), [tail, 1 - tail])
     return float(low), float(high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 import zlib
@@ -51,18 +52,33 @@ def _read_arrays(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     with open(path, "rb") as file:  # opened here: np.load leaves a file that it cannot read open
         try:
             archive = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # RuntimeError, here and below: what zipfile does not know, or an encrypted member
+        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
             raise ValueError("file: expected a complete .npz archive, got something unreadable as one") from error
         if not isinstance(archive, np.lib.npyio.NpzFile):
             fail("file", "an .npz archive of several arrays", "a single .npy array")
+        members = archive.zip
+        assert members is not None  # until it is closed
         arrays = {}
         for key in archive.files:
             try:
+                _check_header(members, key)
                 arrays[key] = archive[key]
-            except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                expected = "expected a readable array without pickled objects"
-                raise ValueError(f"{key}: {expected}, got: {error}") from error
+            except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+                fail(key, "a readable array without pickled objects", f"one with: {error}")
     return arrays
+
+
+def _check_header(archive: zipfile.ZipFile, key: str) -> None:
+    """Refuse a member that is no array, or shorter or longer than its header says, before memory is taken for it."""
+    information = archive.getinfo(key if key in archive.namelist() else f"{key}.npy")
+    with archive.open(information) as member:
+        long = np.lib.format.read_magic(member) != (1, 0)
+        read = np.lib.format.read_array_header_2_0 if long else np.lib.format.read_array_header_1_0
+        shape, _, dtype = read(member)
+        declared, held = math.prod(shape) * dtype.itemsize, information.file_size - member.tell()
+    if declared != held and not dtype.hasobject:  # objects are refused by NumPy, as such
+        raise ValueError(f"a header of {declared} bytes and {held} of them")
 
 
 def _domain_names(keys: list[str]) -> list[str]:
@@ -70,6 +86,8 @@ def _domain_names(keys: list[str]) -> list[str]:
         name, suffix = key[:-2], key[-2:]
         if suffix not in ("_x", "_y") or not name:
             fail("keys", "<domain>_x and <domain>_y", repr(key))
+        if not name.isprintable() or any(separator in name for separator in "/\\"):
+            fail("keys", "names of domains without separators of paths or control characters", repr(key))
         partner = name + ("_y" if suffix == "_x" else "_x")
         if partner not in keys:
             fail("keys", f"{partner} beside {key}", "no such array")

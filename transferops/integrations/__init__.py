@@ -5,4 +5,7 @@
 * :mod:`transferops.integrations.transformers` - the same scores in Hugging Face's ``Trainer``
 * :mod:`transferops.integrations.datasets` - domains from Hugging Face data sets
 * :mod:`transferops.integrations.laplace` - the Fisher information as a back end of laplace-torch
+* :mod:`transferops.integrations.curvlinops` - as a linear operator of curvlinops
+* :mod:`transferops.integrations.scipy` - as a linear operator of SciPy
+* :mod:`transferops.integrations.backpack` - BackPACK's extensions on the kernels of this library
 """

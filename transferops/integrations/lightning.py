@@ -127,7 +127,11 @@ class OtqmsSampling(Callback):  # type: ignore[misc, unused-ignore]
         self._ready = False  # whether the next epoch's samples are drawn already
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw for the first epoch, whose loader Lightning starts before the epoch does."""
+        """Draw for the first epoch, whose loader Lightning starts before the epoch does.
+
+        Raises:
+            ValueError: several processes train.
+        """
         if trainer.world_size != 1:
             fail("trainer", "one process", f"{trainer.world_size}")
         self._draw(pl_module)
