@@ -52,7 +52,8 @@ def posterior_mean(features: Tensor | Any, targets: Tensor | Any, regression: bo
         if present[0] < 0:
             fail("labels", "classes from 0", f"{int(present[0])}")
         if present[-1] >= _MOST_CLASSES:
-            fail("labels", f"classes below {_MOST_CLASSES}, as there is a row of weights for each", f"{int(present[-1])}")
+            expected = f"classes below {_MOST_CLASSES}, as there is a row of weights for each"
+            fail("labels", expected, f"{int(present[-1])}")
         rows = torch.nn.functional.one_hot(index).double()
     penalties = torch.tensor(score.details().penalties, dtype=torch.float64, device=features.device)
     wide = features.double()
