@@ -26,6 +26,7 @@ from transferops.data import load_bundle
 
 BY_HAND = {
     "make format": "changes files; `make lint` runs the same tools",
+    "make audit": "asks pypi.org; CI need not have a network",
     "make bench": "needs a quiet machine",
     "make dependencies": "changes files",
     "make test-minimum": "installs an old torch of several GB",

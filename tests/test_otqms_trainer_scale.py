@@ -306,7 +306,7 @@ class TestReport:
 
     def test_of_a_survey(self, trainer: OTQMS) -> None:
         """Explained by what the decision was taken by: the survey's matrix and d, all labelled samples, its rule."""
-        run, found = trainer.fit("recommended"), trainer._prepared.survey(all_labels=True)
+        run, found = trainer.fit("shares"), trainer._prepared.survey(all_labels=True)
         report = trainer.report(run)
         assert run.gram is found.gram
         problem = found.gram.numpy(), 15 + 12, np.array([60, 48, 9]), found.dimension
@@ -316,7 +316,7 @@ class TestReport:
         values = {value.source: value.predicted for value in report.values}
         assert values["near"] == pytest.approx(without - full)
         judged = judge_sources(found.gram.diagonal(), 15 + 12, [60, 48, 9], found.dimension)
-        assert list(trainer.report(trainer.fit("quantities")).verdicts) == judged.sentences(list(SOURCES))
+        assert list(trainer.report(trainer.fit("recommended")).verdicts) == judged.sentences(list(SOURCES))
 
     def test_retrained(self, trainer: OTQMS) -> None:
         run = trainer.fit("all-sources")

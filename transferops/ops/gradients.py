@@ -88,9 +88,9 @@ def gradient_expectation_gram_(
 ) -> Tensor:
     """Take one more gradient into each of several expectations, and return the inner products of their means.
 
-    The same as :func:`gradient_expectation_` on each list and then :func:`gradient_gram` of the means, in one pass: products
-    are taken of the new means while they are in the cache. On a CPU the two agree to the last bit for contiguous tensors,
-    and otherwise up to the order of a float64 sum.
+    The same as :func:`gradient_expectation_` on each list and then :func:`gradient_gram` of the means, in one pass:
+    products are taken of the new means while they are in the cache. On a CPU the two agree to the last bit for
+    contiguous tensors, and otherwise up to the order of a float64 sum.
 
     Args:
         means: K lists of running means, float32 or float64, all of one dtype, of the same shapes in every list.
