@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,21 +21,24 @@ ORDERS = ("forward", "backward", "shuffled")
 COMPILER = os.environ.get("CXX", "g++")
 NO_COMPILER = f"needs a C++20 compiler: {COMPILER} is not on PATH" if shutil.which(COMPILER) is None else None
 
+ADDRESS = ("-fsanitize=address",)
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 
-def compile_object(target: Path, source: Path, *options: str, includes: Path = KERNELS) -> Path:
-    """Compiles ``source`` (.cpp, or .cu as C++) with the emulation, AddressSanitizer and UndefinedBehaviorSanitizer."""
+def compile_object(
+    target: Path, source: Path, *options: str, includes: Path = KERNELS, sanitizers: Sequence[str] = SANITIZERS
+) -> Path:
+    """Compiles ``source`` (.cpp, or .cu as C++) with the emulation and ``sanitizers``."""
     warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
     folders = (f"-I{folder}" for folder in (HERE / "emulation", HERE, includes))
-    command = [COMPILER, "-std=c++20", "-O1", *warnings, *SANITIZERS, *options, *folders]
+    command = [COMPILER, "-std=c++20", "-O1", *warnings, *sanitizers, *options, *folders]
     command += ["-x", "c++", "-c", str(source), "-o", str(target)]
     subprocess.run(command, check=True)
     return target
 
 
-def link(program: Path, *objects: Path) -> Path:
-    subprocess.run([COMPILER, *SANITIZERS, *map(str, objects), "-o", str(program)], check=True)
+def link(program: Path, *objects: Path, sanitizers: Sequence[str] = SANITIZERS) -> Path:
+    subprocess.run([COMPILER, *sanitizers, *map(str, objects), "-o", str(program)], check=True)
     return program
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from emulator import KERNELS, ORDERS, ROOT, EmulationError, Emulator, compile_object, disagreement, link
+from emulator import ADDRESS, KERNELS, ORDERS, ROOT, EmulationError, Emulator, compile_object, disagreement, link
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Family:
-    """What is mutated and how it is run. Kernels are compiled for one element type, which is faster."""
+    """What is mutated and how it is run. For speed, of one element type and under AddressSanitizer alone."""
 
     sources: tuple[Path, ...]  # the mutated .cu file first, the harness last
     files: tuple[str, ...]  # whose barriers are left out
@@ -58,7 +58,9 @@ class Family:
     def symptoms(self, folder: Path) -> dict[str, str | None]:
         """What is wrong with each mutant in any case and thread order, and with the kernels as they are ("none")."""
         kernel, *others = self.sources
-        objects = [compile_object(folder / f"{s.stem}.o", s, f"-DONLY_TYPE={self.type}") for s in others]
+        objects = [
+            compile_object(folder / f"{s.stem}.o", s, f"-DONLY_TYPE={self.type}", sanitizers=ADDRESS) for s in others
+        ]
         cases = self.cases()
 
         def examine(index: int, mutant: Mutant | None) -> str | None:
@@ -72,8 +74,8 @@ class Family:
             source = copy / kernel.name
             unused = re.compile(rf"^TRANSFEROPS_INSTANTIATE\((?!{self.type}\)).*\n", re.MULTILINE)
             source.write_text(unused.sub("", source.read_text()))
-            compiled = compile_object(copy / "kernel.o", source, "-Wno-error", includes=copy)
-            with self.emulator(link(copy / "program", compiled, *objects)) as emulator:
+            compiled = compile_object(copy / "kernel.o", source, "-Wno-error", includes=copy, sanitizers=ADDRESS)
+            with self.emulator(link(copy / "program", compiled, *objects, sanitizers=ADDRESS)) as emulator:
                 return next(symptoms_of(emulator, cases), None)
 
         mutants = self.mutants()
