@@ -235,3 +235,19 @@ def test_nce_of_identical_labels_is_zero_and_of_independent_ones_the_entropy() -
     labels = torch.arange(120) % 4
     assert quiet(nce, labels * 7, labels) == 0
     assert quiet(nce, torch.arange(120) // 4 % 5, labels) == pytest.approx(-math.log(4), rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**20, 2.0**40])
+def test_trans_rate_of_large_features_of_low_rank(scale: float) -> None:
+    """1 + lambda / (N eps) with an identity below the rounding of the Gram matrix; singular values know better."""
+    torch.manual_seed(0)
+    whole = torch.randint(1, 9, (9, 1)) * torch.randint(1, 9, (1, 4))  # of rank 1 exactly, in any precision
+    features, labels = whole.float() * scale, torch.arange(9) % 3
+    centred = features.double() - features.double().mean(0)
+
+    def rate(rows: torch.Tensor) -> torch.Tensor:
+        return (torch.linalg.svdvals(rows)[:1].square() / (len(rows) * 1e-4)).log1p().sum() / 2
+
+    within = sum(rate(centred[labels == c]) / 3 for c in range(3))
+    found = quiet(trans_rate, features, labels, relative=False)
+    assert found == pytest.approx(float(rate(centred) - within), rel=1e-6, abs=1e-5)

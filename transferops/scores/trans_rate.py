@@ -75,7 +75,13 @@ def _rate(gram: Tensor, rows: int, eps: float) -> float:
     """1/2 ln det(I + Z^T Z / (N eps)) from Z^T Z; the same from Z Z^T."""
     matrix = gram / (rows * eps)
     matrix.diagonal().add_(1)
-    return float(torch.linalg.cholesky(matrix).diagonal().log().sum())
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if not info:
+        return float(factor.diagonal().log().sum())
+    # The identity is below the rounding of the Gram matrix, which is singular then: what stands out of that counts.
+    spectrum = torch.linalg.eigvalsh(gram)
+    kept = spectrum[spectrum > len(spectrum) * torch.finfo(spectrum.dtype).eps * spectrum[-1]]
+    return float((kept / (rows * eps)).log1p().sum() / 2)
 
 
 def trans_rate(features: Tensor | Any, labels: Tensor | Any, *, eps: float = 1e-4, relative: bool = True) -> float:
