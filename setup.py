@@ -45,8 +45,8 @@ class CMakeBuild(build_ext):
             "TRANSFEROPS_WERROR",
             "TRANSFEROPS_SANITIZE",
         ):
-            if name in os.environ:
-                arguments.append(f"-D{name}={os.environ[name]}")
+            # Not what the build tree keeps from the last time that it was set.
+            arguments.append(f"-D{name}={os.environ[name]}" if name in os.environ else f"-U{name}")
         # cmake and ninja from this Python's environment first, whether or not it is activated.
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         cmake = shutil.which("cmake", path=path) or "cmake"

@@ -161,7 +161,7 @@ class Problem:
 
         def keep(gradients: dict[str, Tensor]) -> None:
             scores = sum(g.flatten(1) @ theta[n].T for n, g in gradients.items())
-            total.addmm_(scores.T, scores)  # type: ignore[union-attr]
+            total.addmm_(scores.T, scores)
 
         self.per_sample(chunk, keep)
         return total
@@ -173,7 +173,7 @@ class Problem:
             def run(p: dict[str, Tensor]) -> Tensor:
                 return functional_call(self.model, p, (self.inputs,))
 
-            return jvp(run, (self.parameters,), (tangent,))  # type: ignore[return-value]
+            return jvp(run, (self.parameters,), (tangent,))
 
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             outputs, tangents = vmap(push)(stacked)

@@ -46,6 +46,21 @@ FISHER: dict[str, Case] = {
         ValueError,
         "parameters: expected at least one of 0 trainable parameters to be selected, got none",
     ),
+    "a model on the meta device": (
+        lambda: FisherInformation(nn.Linear(3, 2, device="meta")).diagonal(BATCHES),
+        ValueError,
+        "model: expected parameters that have values, 'weight' among them, got one on meta",
+    ),
+    "a lazy layer that has seen nothing": (
+        lambda: FisherInformation(nn.LazyLinear(2)).diagonal(BATCHES),
+        ValueError,
+        "model: expected parameters that have values, 'weight' among them, got a lazy one",
+    ),
+    "complex parameters": (
+        lambda: FisherInformation(nn.Linear(3, 2, dtype=torch.complex64)).diagonal(BATCHES),
+        ValueError,
+        "parameters: expected real ones, got 'weight' of torch.complex64",
+    ),
     "batches that are a number": (
         lambda: FisherInformation(NET).diagonal(3),
         TypeError,
@@ -227,7 +242,7 @@ FISHER: dict[str, Case] = {
     "outputs without classes": (
         lambda: FisherInformation(nn.Sequential(nn.Linear(3, 1), nn.Flatten(0))).trace(BATCHES),
         ValueError,
-        "model: expected outputs of shape [1, C] or [1, T, C], got shape [1]",
+        "model: expected outputs of shape [4, C] or [4, T, C], got shape [4]",
     ),
     "mse with too few targets": (
         lambda: FisherInformation(NET, "empirical", "mse").trace([(X, X[:3, :2])]),

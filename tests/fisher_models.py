@@ -247,6 +247,18 @@ class Scaled(nn.Module):
         return self.head(torch.cat([x * self.scale, torch.tanh(x @ self.weight.T)], 1))
 
 
+class Coupled(nn.Module):
+    """A model of which the samples depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.head(x - x.mean(0))
+
+
 def convolutions() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2),

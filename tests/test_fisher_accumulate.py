@@ -36,7 +36,7 @@ def network() -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, CLASSES)).double()
     model.register_module("idle", nn.Linear(2, 2).double())
-    model.forward = lambda x: model[3](model[2](model[1](model[0](x))))  # type: ignore[method-assign, index]
+    model.forward = lambda x: model[3](model[2](model[1](model[0](x))))
     return model
 
 
@@ -86,12 +86,12 @@ def test_parts_give_the_whole(quantity: str, estimator: str) -> None:
     what = QUANTITIES[quantity](model)
     fisher = fisher_of(model, quantity, estimator)
     expected = getattr(fisher, quantity)(*what, batches(3, 4))
-    whole: Accumulator[Any] = fisher.accumulate(quantity, *what)  # type: ignore[call-overload]
+    whole: Accumulator[Any] = fisher.accumulate(quantity, *what)
     assert_same(whole.update(batches(3)).update([]).update(batches(3, 4)[1:]).compute(), expected)
     assert whole.samples == SAMPLES
     assert_same(whole.compute(), expected)
     if estimator != "monte_carlo":  # parts draw the same numbers for other samples
-        first, second, empty = (fisher.accumulate(quantity, *what) for _ in range(3))  # type: ignore[call-overload]
+        first, second, empty = (fisher.accumulate(quantity, *what) for _ in range(3))
         first.update(batches(2))
         merged = second.update(batches(2, 4, 1)[1:]).merge(first).merge(empty)
         assert (merged.samples, first.samples) == (SAMPLES, 2)
@@ -122,7 +122,7 @@ def shared_results(rank: int) -> dict[str, Any]:
     for quantity, what in QUANTITIES.items():
         for estimator in ("exact", "empirical"):
             model = network()
-            part = fisher_of(model, quantity, estimator).accumulate(quantity, *what(model))  # type: ignore[call-overload]
+            part = fisher_of(model, quantity, estimator).accumulate(quantity, *what(model))
             found[f"{quantity} {estimator}"] = part.update(mine).all_reduce().compute()
     fisher = FisherInformation(network(), "empirical")
     alone = fisher.accumulate("diagonal").update(batches(SAMPLES) if rank == 0 else []).all_reduce()

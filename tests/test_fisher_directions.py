@@ -164,7 +164,7 @@ def test_many_directions_are_taken_a_few_at_a_time(
 def test_directions_off_the_device(estimator: str, model: nn.Module, batches: Any) -> None:
     """Kept on the CPU, used on the GPU."""
     directions = parameter_differences([moved(model, seed) for seed in (1, 2)], model)
-    directions.append({"head.weight": product(model, "head.weight", 2)})  # type: ignore[dict-item]
+    directions.append({"head.weight": product(model, "head.weight", 2)})
     expected = FisherInformation(model, estimator).gram(directions, batches)
     found = FisherInformation(model.cuda(), estimator).gram(directions, batches)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)

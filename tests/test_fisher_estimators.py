@@ -44,7 +44,7 @@ def test_every_quantity_is_the_dense_one(name: str, estimator: str) -> None:
 def test_routes_are_the_fast_ones_where_there_is_one(name: str) -> None:
     model, inputs, targets = build(name)
     lines = FisherInformation(model, "empirical", PROBLEMS[name].loss).explain((inputs, targets)).splitlines()[1:]
-    routes = dict(re.match(r"(\S+) +(captured|copies|per sample)  +\S", line).groups() for line in lines)  # type: ignore[union-attr]
+    routes = dict(re.match(r"(\S+) +(captured|copies|per sample)  +\S", line).groups() for line in lines)
     assert list(routes) == list(trainable(model))
     assert {n for n, route in routes.items() if route == "per sample"} == set(PROBLEMS[name].fallback)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from fisher_models import Coupled
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
@@ -366,16 +367,6 @@ def test_inputs_that_need_no_gradient_get_none() -> None:
     inputs.requires_grad_()
     FisherInformation(network(), "empirical").diagonal([(inputs, targets)])
     assert inputs.grad is None
-
-
-class Coupled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Linear(4, 5), nn.Linear(5, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.body(x)
-        return self.head(x - x.mean(0))
 
 
 class Changing(nn.Module):

@@ -75,15 +75,21 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         """The samples from ``start`` to ``stop``, without their targets."""
+        return self._part(slice(start, stop), stop - start)
 
+    def pick(self, *samples: int) -> Batch:
+        """Some samples in an order of one's own, without their targets."""
+        return self._part(list(samples), len(samples))
+
+    def _part(self, index: slice | list[int], samples: int) -> Batch:
         def take(value: Any) -> Any:
-            return value[start:stop] if self.holds_samples(value) else value
+            return value[index] if self.holds_samples(value) else value
 
         if isinstance(self.inputs, dict):
             inputs: Any = {name: take(value) for name, value in self.inputs.items()}
         else:
             inputs = take(self.inputs)
-        return Batch(self.index, inputs, None, stop - start)
+        return Batch(self.index, inputs, None, samples)
 
     def run(self, model: nn.Module, parameters: Mapping[str, torch.Tensor] | None = None) -> torch.Tensor:
         """The model's outputs [N, ..., C], with some parameters replaced if given."""
@@ -100,6 +106,8 @@ class Batch:
         if outputs.dim() < 2 or len(outputs) != self.samples:
             expected = f"outputs of shape [{self.samples}, C] or [{self.samples}, T, C]"
             fail("model", expected, f"shape {list(outputs.shape)}")
+        if not outputs.is_floating_point():
+            fail("model", "floating-point outputs", describe(outputs), TypeError)
         return outputs
 
 

@@ -54,6 +54,11 @@ class _Anchor(torch.autograd.Function):
         return None, None
 
 
+def _anchored(output: Tensor, anchor: Tensor) -> Tensor:
+    result: Tensor = _Anchor.apply(output, anchor)  # type: ignore[no-untyped-call]
+    return result
+
+
 @dataclass
 class _Call:
     inputs: Tensor | None
@@ -191,12 +196,12 @@ class Capture:
         if not self._recording:
             # Activation checkpointing runs a part again in the backward pass and expects the same graph.
             again = self._recomputing and not output.requires_grad
-            return _Anchor.apply(output, self._sources[0]) if again else None  # type: ignore[no-untyped-call]
+            return _anchored(output, self._sources[0]) if again else None
         inputs = (args[0] if args else kwargs["input"]).detach()
         layer = self._layers[module]
         order = self._order(layer, inputs)
         if not output.requires_grad:
-            output = _Anchor.apply(output, self._sources[0])  # type: ignore[no-untyped-call]
+            output = _anchored(output, self._sources[0])
         if order == "shared":
             output = _spread(output, self._samples)
         call = _Call(inputs, inputs._version, order)

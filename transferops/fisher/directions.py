@@ -122,6 +122,9 @@ def select(reference: nn.Module, parameters: Selection) -> Direction:
         selected = trainable
     if not selected:
         fail("parameters", f"at least one of {len(trainable)} trainable parameters to be selected", "none")
+    for name, p in selected.items():
+        if p.is_complex():
+            fail("parameters", "real ones", f"{name!r} of {p.dtype}")
     return selected
 
 

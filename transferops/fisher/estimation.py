@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -136,23 +136,44 @@ class Estimation:
         if self.estimator == "exact":
             outputs, derivatives = self._push_forward(direction, batch)
             return likelihood.curvature(batch, outputs, derivatives[0])
-        collector, weighted = Scores(direction), []
-        with gradients_for(self.model, ()):
-            for cotangent in self._sweeper.sweeps(direction.parameters, batch, likelihood, collector):
-                scores = collector.scores.view(-1, *[1] * (cotangent.dim() - 1))
-                weighted.append(cotangent * scores.to(cotangent.dtype))
+        weighted = []
+        with contextlib.closing(self._scores(direction, batch, likelihood)) as sweeps:
+            for cotangent, scores in sweeps:
+                weighted.append(cotangent * scores.view(-1, *[1] * (cotangent.dim() - 1)).to(cotangent.dtype))
         return torch.stack(weighted).sum(0)
+
+    def _scores(
+        self, directions: Directions, batch: Batch, likelihood: Likelihood
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Each cotangent of the outputs, and the scores [N, K] of its gradients."""
+        collector = Scores(directions)
+        with gradients_for(self.model, ()):
+            for cotangent in self._sweeper.sweeps(directions.parameters, batch, likelihood, collector):
+                yield cotangent, collector.scores
 
     def _push_forward(self, directions: Directions, batch: Batch) -> tuple[Tensor, Tensor]:
         """Outputs and their derivatives along all directions, a few at a time."""
         products = {name: p for name, p in directions.parameters.items() if directions.low_rank(name)}
         layers = self.routes(products, batch).linear_layers() if products else {}
-        size = self._chunk_size or _DIRECTIONS_AT_ONCE
+        most = min(self._chunk_size or _DIRECTIONS_AT_ONCE, len(directions))
+        with gradients_for(self.model, ()):
+            size = self._sweeper.forward_size(directions.parameters, layers, batch, most)
+        if not size:
+            return self._outputs_one_by_one(directions, batch)
         parts = [
             push_forward(self.model, directions.part(k, k + size), batch, layers)
             for k in range(0, len(directions), size)
         ]
         return parts[0][0], torch.cat([derivatives for _, derivatives in parts])
+
+    def _outputs_one_by_one(self, directions: Directions, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same by a backward pass for each output of a sample: the scores of its gradient."""
+        with torch.no_grad():
+            outputs = batch.run(self.model)
+        units = Likelihood("exact", "mse", 1, self.seed)
+        with contextlib.closing(self._scores(directions, batch, units)) as sweeps:
+            rows = torch.stack([scores.T for _, scores in sweeps], -1)
+        return outputs, rows.view(len(directions), *outputs.shape).to(outputs.dtype)
 
 
 def _parse_device(device: Any) -> torch.device | None:

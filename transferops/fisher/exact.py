@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from transferops.fisher.batches import Batch
 from transferops.fisher.directions import Direction, Directions, LowRank
-from transferops.fisher.modes import function_transforms
+from transferops.fisher.modes import function_transforms, unfused_recurrence
 
 
 def push_forward(
@@ -46,7 +46,7 @@ def push_forward(
         value, derivative, *_ = jvp(run, (moving, none), (tangent, torch.ones_like(none)))
         return value, derivative
 
-    with function_transforms(gradients=False), _constant_padding(model):
+    with function_transforms(gradients=False), unfused_recurrence(model), _constant_padding(model):
         if len(directions) == 1:
             value, derivative = push(*_first(tangents, factors))
             return value, derivative.unsqueeze(0)
@@ -80,12 +80,13 @@ def _along(products: Mapping[nn.Module, LowRank], step: Tensor) -> Iterator[None
 def _constant_padding(model: nn.Module) -> Iterator[None]:
     """No derivative of padding entries: reverse mode leaves them out, PyTorch's forward mode does not."""
 
-    def hold(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        padding = args[0].eq(cast(int, module.padding_idx)).unsqueeze(-1)
+    def hold(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        ids: Tensor = args[0] if args else kwargs["input"]
+        padding = ids.eq(cast(int, module.padding_idx)).unsqueeze(-1)
         return torch.where(padding, output.detach(), output)
 
     handles = [
-        module.register_forward_hook(hold, prepend=True)
+        module.register_forward_hook(hold, prepend=True, with_kwargs=True)
         for module in model.modules()
         if isinstance(module, nn.Embedding) and module.padding_idx is not None
     ]

@@ -41,7 +41,7 @@ class FisherInformation:
 
     How the derivatives are taken is chosen parameter by parameter, see :meth:`explain`. The choice is checked
     against autograd on one or two samples whenever samples of a new shape are seen: from a model in which samples
-    depend on each other nothing is computed.
+    depend on each other, or of which the outputs are random, nothing is computed.
 
     Batches are an iterable of inputs [N, ...], of (inputs, targets, ...), where inputs may be a mapping of keyword
     arguments for the model, or of such mappings with the targets under "labels". The model returns a tensor or an
@@ -52,8 +52,8 @@ class FisherInformation:
         estimator: "exact", "monte_carlo" or "empirical".
         loss: "cross_entropy" or "mse".
         chunk_size: how many directions are differentiated forwards at once (5 if None), and how many samples have
-            their gradients in memory at once where that is needed (chosen if None). 1 is a plain loop over
-            directions, which also serves models that ``torch.vmap`` refuses.
+            their gradients in memory at once where that is needed (chosen if None). Models that ``torch.vmap``
+            refuses have it 1, a plain loop.
         parameters: which of the trainable parameters J is over: a predicate on names, or the names. All if None.
         draws: how many targets per sample "monte_carlo" draws; each costs a backward pass.
         seed: of these draws. Every method starts from it, so that calls repeat.
@@ -150,7 +150,8 @@ class FisherInformation:
         """A = Theta^T J Theta for K directions at once [derived].
 
         Exact: K forward-mode derivatives of the outputs per batch, nothing being kept for a backward pass;
-        scaled dot-product attention runs on its plain (math) backend. Otherwise the scores g_n . delta_k from one
+        scaled dot-product attention runs on its plain (math) backend. Models without forward-mode derivatives take a
+        backward pass for each output of a sample instead. Otherwise the scores g_n . delta_k from one
         forward pass and one backward pass through activations, summed over layers before their outer product.
         Scores and derivatives are taken in the model's own precision, products summed in float64.
 
@@ -308,7 +309,7 @@ class FisherInformation:
         - "per sample": a further forward and backward pass under ``torch.func``, a chunk of samples at a time.
 
         The exact estimator uses them for all but ``gram``, ``quadratic`` and ``matvec``, which take forward-mode
-        derivatives.
+        derivatives; of a model that has none, or others than its backward pass, a backward pass per output.
 
         Args:
             batch: one batch, as the iterables of the other methods yield it. What a model does with its parts

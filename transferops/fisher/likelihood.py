@@ -80,11 +80,14 @@ class Likelihood:
     def kept(self, batch: Batch, outputs: torch.Tensor) -> torch.Tensor | None:
         """Which positions count, [N, ...]; None if all do."""
         y = batch.targets
-        if self.loss == "mse" or not isinstance(y, torch.Tensor) or _fractional(y) or not (y == IGNORE).any():
+        if self.loss == "mse" or not isinstance(y, torch.Tensor) or _fractional(y):
+            return None
+        kept = y.long() != IGNORE  # which in 8 unsigned bits would be class 156
+        if kept.all():
             return None
         if y.shape != outputs.shape[:-1]:
             fail(f"batches[{batch.index}]", f"targets of shape {list(outputs.shape[:-1])}", describe(y))
-        return y != IGNORE
+        return kept
 
     def _columns(self, z: torch.Tensor, kept: torch.Tensor | None) -> Iterator[torch.Tensor]:
         classes = z.shape[-1]
@@ -132,13 +135,13 @@ class Likelihood:
             return _wide(y)
         if y.shape != outputs.shape[:-1] or _fractional(y):
             fail(argument, f"integer targets of shape {list(outputs.shape[:-1])}", describe(y))
-        classes = outputs.shape[-1]
+        y, classes = y.long(), outputs.shape[-1]
         bad = ((y < 0) | (y >= classes)) & (y != IGNORE)
         if bad.any():
             where = bad.nonzero()[0].tolist()
             got = f"{int(y[tuple(where)])} at position {where[0] if len(where) == 1 else where}"
             fail(argument, f"targets of {classes} classes 0..{classes - 1} or {IGNORE}", got)
-        return y.long()
+        return y
 
 
 def _fractional(y: torch.Tensor) -> bool:

@@ -7,11 +7,13 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from transferops._validate import fail
 
@@ -22,7 +24,7 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
     The flags are set directly: ``eval()`` may be overridden, to merge adapters for instance.
     """
-    _refuse_coupled_samples(model)
+    _refuse_unfit(model)
     modes = [(module, module.training) for module in model.modules()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # A compiled module would run without the hooks; only if dynamo is loaded can there be one.
@@ -71,9 +73,16 @@ def function_transforms(*, gradients: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def gradients_for(model: nn.Module, names: Collection[str]) -> Iterator[None]:
-    """Gradients on, for these parameters only; for none, a backward pass goes through activations alone."""
+    """Gradients on, for these parameters only; for none, a backward pass goes through activations alone.
+
+    The user's hooks on parameters do not run: what they make of a sum of gradients is not its derivative.
+    """
     before = [(p, p.requires_grad) for p in model.parameters()]
+    hooks = [p._backward_hooks for p in model.parameters() if p._backward_hooks]
+    contents = [list(own.items()) for own in hooks]
     try:
+        for own in hooks:
+            own.clear()
         for name, p in model.named_parameters():
             p.requires_grad_(name in names)
         with torch.enable_grad():
@@ -81,6 +90,8 @@ def gradients_for(model: nn.Module, names: Collection[str]) -> Iterator[None]:
     finally:
         for p, asks in before:
             p.requires_grad_(asks)
+        for own, content in zip(hooks, contents):
+            own.update(content)
 
 
 @contextlib.contextmanager
@@ -96,8 +107,27 @@ def recurrent_gradients(model: nn.Module) -> Iterator[None]:
         torch.backends.cudnn.enabled = enabled
 
 
-def _refuse_coupled_samples(model: nn.Module) -> None:
+@contextlib.contextmanager
+def unfused_recurrence(model: nn.Module) -> Iterator[None]:
+    """LSTMs on a CPU without oneDNN, whose layer torch.func cannot transform."""
+    switch: Any = torch.backends.mkldnn
+    enabled = switch.enabled
+    try:
+        if any(isinstance(module, nn.LSTM) for module in model.modules()):
+            switch.enabled = False
+        yield
+    finally:
+        switch.enabled = enabled
+
+
+def _refuse_unfit(model: nn.Module) -> None:
     for name, p in model.named_parameters():
+        if p.is_meta or is_lazy(p):
+            fail(
+                "model",
+                f"parameters that have values, {name!r} among them",
+                "one on meta" if p.is_meta else "a lazy one",
+            )
         # A part of a parameter, of DTensor or FSDP, is not the parameter.
         if hasattr(p, "placements") or hasattr(p, "_is_flat_param"):
             fail("model", f"parameters that are whole in every process, {name!r} among them", type(p).__name__)

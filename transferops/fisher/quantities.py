@@ -189,8 +189,8 @@ class Kronecker(Collected[Factors]):
         self._factors: Factors = {}
         for name, p in self._parameters.items():
             rows = len(p)
-            sizes = (p.numel() // rows, rows)
-            self._factors[name] = tuple(estimation.zeros(p, (size, size)) for size in sizes)  # type: ignore[assignment]
+            columns = p.numel() // rows
+            self._factors[name] = estimation.zeros(p, (columns, columns)), estimation.zeros(p, (rows, rows))
         self._found: set[str] = set()
         self._first = True
 

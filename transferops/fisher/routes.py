@@ -24,6 +24,7 @@ class Routes:
         expanded: parameters that broadcast over samples and are given to each sample as a copy, of this shape.
         fallback: the others, and why.
         attention: attention modules, and the layer that stands for the projection in each.
+        vectorised: whether ``torch.func`` can take the fallback: it sees all that is read of the parameters.
     """
 
     captured: dict[nn.Module, dict[str, str]] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Routes:
     expanded: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fallback: dict[str, str] = field(default_factory=dict)
     attention: dict[nn.MultiheadAttention, nn.Module] = field(default_factory=dict)
+    vectorised: bool = True
 
     def refuse(self, name: str, why: str) -> None:
         """Move a parameter to the fallback."""

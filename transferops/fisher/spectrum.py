@@ -117,17 +117,25 @@ class _Rows:
     def add(self, name: str, gradients: Gradients, rows: slice) -> None:
         if name in self.later or self.overflow:
             return
-        if isinstance(gradients, LinearWeight) and gradients.inputs.dim() == 2:
-            part: tuple[Tensor, ...] = (gradients.inputs, gradients.grads)
-        else:
+        parts = self._parts.setdefault(name, [])
+        factors = _factors(gradients)
+        if factors is None or any(len(part) == 1 for _, part in parts):
             values = gradients.rows()
-            part = (values.reshape(len(values), -1),)
-        self._parts.setdefault(name, []).append((self._start + (rows.start or 0), part))
-        self._bytes[name] = self._bytes.get(name, 0) + sum(x.numel() * x.element_size() for x in part)
+            factors = (values.reshape(len(values), -1),)
+            earlier = sum(len(part[0]) for _, part in parts if len(part) == 2)  # samples that had no positions
+            if earlier * values[0].numel() * values.element_size() > _GRADIENT_BYTES:
+                self._put_off(name)
+                return
+            parts[:] = [(at, _multiplied(part)) for at, part in parts]
+        parts.append((self._start + (rows.start or 0), factors))
+        self._bytes[name] = sum(x.numel() * x.element_size() for _, part in parts for x in part)
         if sum(self._bytes.values()) > _GRADIENT_BYTES:
-            self.overflow = len(self._parts) == 1
-            self.later.append(name)
-            del self._parts[name], self._bytes[name]
+            self._put_off(name)
+
+    def _put_off(self, name: str) -> None:
+        self.overflow = len(self._parts) == 1
+        self.later.append(name)
+        del self._parts[name], self._bytes[name]
 
     def end(self) -> None: ...
 
@@ -152,6 +160,17 @@ class _Rows:
                 block[at : at + len(rows)] = rows[:, first : first + step]
             result.addmm_(block, block.T)
         return result
+
+
+def _factors(gradients: Gradients) -> tuple[Tensor, ...] | None:
+    """Inputs and output gradients, of which the gradients of a linear layer without positions are the products."""
+    if isinstance(gradients, LinearWeight) and gradients.inputs.dim() == 2:
+        return gradients.inputs, gradients.grads
+    return None
+
+
+def _multiplied(part: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (torch.einsum("no,ni->noi", part[1], part[0]).flatten(1),) if len(part) == 2 else part
 
 
 def _shrinkage(matrix: Tensor, damping: float) -> float:

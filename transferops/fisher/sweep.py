@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from transferops.fisher.fallback import PerSampleGradients
 from transferops.fisher.layers import Gradients, Rows
 from transferops.fisher.likelihood import Likelihood
 from transferops.fisher.routes import Routes, plan
-from transferops.fisher.trial import check
+from transferops.fisher.trial import check, forward_size
+
+Result = TypeVar("Result")
 
 
 class Sweeper:
@@ -26,25 +28,48 @@ class Sweeper:
     def __init__(self, model: nn.Module, chunk_size: int | None) -> None:
         self._model = model
         self._chunk_size = chunk_size
-        self._checked: dict[Any, tuple[Routes, list[object]]] = {}
+        self._checked: dict[Any, tuple[Any, list[object]]] = {}
 
     def routes(self, parameters: Direction, batch: Batch) -> Routes:
         """The checked routes of some parameters for samples like those of a batch."""
-        parts: list[object] = [*self._model.modules(), *self._model.parameters()]
-        shapes = tuple((name, p.shape, p.dtype) for name, p in parameters.items())
-        key = (shapes, tuple(map(id, parts)), batch.signature)
-        if key not in self._checked:
+
+        def make() -> Routes:
             routes = plan(self._model, parameters)
             check(self._model, routes, parameters, batch)
-            self._checked[key] = routes, parts  # which, being kept, keep their ids
-        return self._checked[key][0]
+            return routes
+
+        return self._once(make, parameters, batch)
+
+    def forward_size(self, parameters: Direction, layers: Mapping[str, nn.Module], batch: Batch, most: int) -> int:
+        """Along how many directions of some parameters such samples' outputs can be differentiated forwards at once."""
+
+        def make() -> int:
+            return forward_size(self._model, parameters, layers, batch, most)
+
+        return self._once(make, parameters, batch, most, *layers)
+
+    def _once(self, make: Callable[[], Result], parameters: Direction, batch: Batch, *more: object) -> Result:
+        """What was made for such parameters and samples of the model as it is, or is made now."""
+        parts: list[object] = [*self._model.modules(), *self._model.parameters()]
+        shapes = tuple((name, p.shape, p.dtype) for name, p in parameters.items())
+        autocast = torch.is_autocast_enabled(next(self._model.parameters()).device.type)
+        key = (make.__qualname__, shapes, tuple(map(id, parts)), batch.signature, autocast, *more)
+        if key not in self._checked:
+            try:
+                self._checked[key] = make(), parts  # which, being kept, keep their ids
+            except (RuntimeError, TypeError, ValueError, IndexError):
+                with torch.no_grad():
+                    batch.run(self._model)  # what is wrong with the whole batch says more
+                raise
+        result: Result = self._checked[key][0]
+        return result
 
     def sweeps(
         self, parameters: Direction, batch: Batch, likelihood: Likelihood, collector: Collector
     ) -> Iterator[Tensor]:
         """Hand all per-sample gradients to a collector; yields each cotangent of the outputs when it is done."""
         routes = self.routes(parameters, batch)
-        by_sample = PerSampleGradients(self._model, routes.fallback, self._chunk_size)
+        by_sample = PerSampleGradients(self._model, routes.fallback, self._chunk_size, routes.vectorised)
         device = next(self._model.parameters()).device.type
 
         def add(rows: slice, name: str, gradients: Gradients) -> None:
