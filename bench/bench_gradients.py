@@ -182,14 +182,17 @@ RESTARTS = {
     "perceptron, more restarts": (64, (64,), 64),
     "convolutions, few samples": (16, (1, 16, 16), 16),
     "convolutions": (16, (1, 16, 16), 64),
+    "convolutions, many samples": (16, (1, 16, 16), 256),  # more than the cache holds: one by one, but not drawn anew
 }
 
 
 @pytest.mark.parametrize("case", RESTARTS)
 def test_restarts(benchmark: object, case: str) -> None:
-    """Peers: this library restart by restart, which draws each initialisation anew, and a plain loop of
-    ``autograd.grad`` over networks that are there already. Floor: the time of the batched restarts themselves, so that
-    the ratio to it says nothing here.
+    """As many restarts at once as the library chooses.
+
+    Peers: this library restart by restart ("one by one"), which draws each initialisation anew, and a bare loop of
+    ``autograd.grad`` over networks that are there already ("plain loop"). Floor: the time of the batched restarts
+    themselves, so that the ratio to it says nothing here.
     """
     restarts, shape, samples = RESTARTS[case]
     generator = torch.Generator().manual_seed(0)

@@ -103,6 +103,19 @@ def test_tensors_of_several_dtypes_in_one_list() -> None:
     assert all(torch.equal(mean, x.to(mean.dtype)) for mean, x in zip(means, sample))
 
 
+def test_a_backward_pass_that_has_saved_the_moments_fails() -> None:
+    weight, mean, square = torch.ones(3, requires_grad=True), torch.ones(3), torch.ones(3)
+    for changed in (mean, square):
+        for update in (
+            lambda: ops.gradient_expectation_([mean], [square], [torch.ones(3)], 0),
+            lambda: ops.gradient_expectation_gram_([[mean]], [[square]], [[torch.ones(3)]], [0]),
+        ):
+            loss = (weight * changed).sum()
+            update()
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+
+
 def test_empty_lists_and_gradients_that_ask_for_gradients() -> None:
     ops.gradient_expectation_([], [], [], 3)
     means = [torch.zeros(3)]

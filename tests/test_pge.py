@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transferops.scores import PrincipalGradientExpectation, pge_cosine, pge_gap
+from transferops.fisher.batches import Batch
+from transferops.scores import PrincipalGradientExpectation, pge_cosine, pge_gap, restarts
 from transferops.scores.restarts import RestartedNetwork
 
 EPS = torch.finfo(torch.float64).eps
@@ -100,7 +101,7 @@ def by_definition(pge: PrincipalGradientExpectation, model: nn.Module, batches: 
             fresh = copy.deepcopy(model).train()
             fresh.load_state_dict({name: value[0] for name, value in state.items()})
             loss = F.cross_entropy(fresh(x), y)
-            own = [p for name, p in fresh.named_parameters() if not name.startswith(f"{pge.head[0]}.")]  # type: ignore[index]
+            own = [p for name, p in fresh.named_parameters() if not name.startswith(f"{pge.head[0]}.")]
             total.append(flat(list(torch.autograd.grad(loss, own))))
     return torch.stack(total)
 
@@ -134,6 +135,34 @@ def test_batched_restarts_equal_one_by_one(init: str, norm: bool) -> None:
         expectations.append(flat(pge.expectation("a")))
     for other in expectations[1:]:
         assert (other - expectations[0]).norm() <= 1e-5 * expectations[0].norm()
+
+
+def test_restarts_at_once_are_those_that_fit_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU: fewer than 4 are taken one by one, and all give the same expectation."""
+    inputs, labels = task(3)
+    batch = Batch.parse(0, (inputs, labels), torch.device("cpu"))
+    taken: list[int | None] = []
+    batched = RestartedNetwork._batched
+
+    def counted(self: RestartedNetwork, batch: Batch, state: dict[str, Tensor], step: int | None) -> list[Tensor]:
+        taken.append(step)
+        return batched(self, batch, state, step)
+
+    monkeypatch.setattr(RestartedNetwork, "_batched", counted)
+    network = RestartedNetwork(Net(3), ("2",), 3, random=True, initialize=None)
+    state = network.draw(range(10))
+    kept = network._bytes_kept(batch, {name: x[0] for name, x in state.items()})
+    activations = 24 * (5 + 8 + 3)  # the inputs, the hidden layer, the logarithms of the probabilities
+    assert 4 * activations <= kept <= 4 * activations + 8 * 24 + 64  # the labels, and what is of no account
+    rows = []
+    for fit, expected in ((0, []), (3, []), (4, [4]), (7, [7]), (50, [None])):
+        monkeypatch.setattr(restarts, "_CACHE_BYTES", fit * kept)
+        taken.clear()
+        rows.append(network.gradients(batch, state, range(10), 0))
+        assert taken == expected
+    for row in rows[1:]:
+        for one, other in zip(row, rows[0]):
+            assert (one - other).norm() <= 1e-5 * other.norm()
 
 
 def test_dropout_goes_one_by_one_with_the_reason_and_repeats() -> None:

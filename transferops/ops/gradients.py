@@ -76,6 +76,7 @@ def gradient_expectation_(
         return
     gradients = [g.detach() if g.requires_grad else g for g in gradients]
     torch.ops.transferops.gradient_expectation_(means, squares, gradients, stacked, count)
+    _mark_changed([*means, *squares])
 
 
 def gradient_expectation_gram_(
@@ -105,7 +106,8 @@ def gradient_expectation_gram_(
 
     Raises:
         TypeError: an argument is no sequence of sequences of tensors, or of another dtype.
-        ValueError: there is no tensor, lengths, shapes or devices disagree, or a count is negative.
+        ValueError: there is no tensor, lengths, shapes or devices disagree, a count is negative, or a mean that takes
+            gradients is in another list too.
 
     Cost: one read of the gradients, one read of every mean and one write of those that change. On a GPU one launch for
     up to 8 lists (of up to 180 tensors for up to 4 lists, else 90); for more, the two steps one after the other. Not
@@ -135,6 +137,8 @@ def gradient_expectation_gram_(
             if mean.dtype != mean_lists[0][0].dtype:
                 expected = f"the dtype of means[0][0], {_dtype_name(mean_lists[0][0].dtype)}"
                 fail(f"means[{k}][{i}]", expected, describe(mean), TypeError)
+            if (twin := _place_of(mean, i, mean_lists[: min(k, updated)])) is not None:
+                fail(f"means[{k}][{i}]", "a tensor of its own, as those that take gradients are", f"means[{twin}][{i}]")
             square = square_lists[k][i] if square_lists and k < updated else None
             gradient = gradient_lists[k][i] if k < updated else None
             _check_moments(f"[{k}][{i}]", mean, square, gradient, samples)
@@ -147,6 +151,7 @@ def gradient_expectation_gram_(
         list(counts),
         len(mean_lists),
     )
+    _mark_changed([t for lists in (mean_lists[:updated], square_lists) for tensors in lists for t in tensors])
     return result
 
 
@@ -236,6 +241,12 @@ def gradient_fisher_gram(gradients: Tensor | Any, directions: Tensor | Any) -> G
     return GradientFisherGram(*torch.ops.transferops.gradient_fisher_gram(gradients, directions))
 
 
+def _mark_changed(tensors: list[Tensor]) -> None:
+    """For a backward pass that has saved one of them, and must fail now; the dispatcher leaves that to the caller."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version(tensors)
+
+
 def _check_floating(argument: str, value: Any) -> Tensor:
     tensor = as_tensor(argument, value)
     if tensor.dtype not in _FLOATING:
@@ -273,6 +284,11 @@ def _check_moments(
         _check_shape(f"squares{place}", square, list(mean.shape), mean.device)
         if square.dtype != mean.dtype:
             fail(f"squares{place}", f"the dtype of the mean, {_dtype_name(mean.dtype)}", describe(square), TypeError)
+
+
+def _place_of(tensor: Tensor, index: int, lists: Sequence[Sequence[Tensor]]) -> int | None:
+    """The first of the lists that has this very tensor at this index."""
+    return next((k for k, tensors in enumerate(lists) if tensors[index] is tensor), None)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

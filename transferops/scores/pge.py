@@ -68,8 +68,10 @@ class PrincipalGradientExpectation:
         initialize: draws a module's parameters anew, in place; None for its ``reset_parameters``.
         groups: restarts are averaged in so many groups for the standard errors, of which memory is a multiple.
         variance: keep the variance of every weight's gradient over restarts and batches too (:meth:`variance`).
-        restart_batch: restarts differentiated at once, by ``torch.func.vmap``; 1 for one by one. None: as many as have
-            parameters and gradients of 256 MiB in all. If it is below R, initialisations are drawn anew for each batch.
+        restart_batch: restarts drawn and differentiated at once, by ``torch.func.vmap``; 1 for one by one. If it is
+            below R, initialisations are drawn anew for each batch. None: as many are drawn as have parameters and
+            gradients of 256 MiB in all, and on a CPU as many of them differentiated at once as fit its cache, one by
+            one if those are below 4.
         shard: (rank, ranks), which restarts are taken here; None for those of ``torch.distributed``, or all.
 
     Raises:
@@ -250,7 +252,8 @@ class PrincipalGradientExpectation:
         for first in range(0, len(chosen), step):
             part = chosen[first : first + step]
             seeds = [self.seeds[e] for e in part]
-            gradients = network.gradients(batch, self._state(network, classes, part, chosen), seeds, running.batches)
+            state = self._state(network, classes, part, chosen)
+            gradients = network.gradients(batch, state, seeds, running.batches, self.restart_batch)
             running.add(gradients, [e * self.groups // self.restarts for e in part])
         running.batches += 1
         self._tasks[task] = running

@@ -23,6 +23,8 @@ from transferops.fisher.modes import function_transforms
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CHUNK_BYTES = 2**28
+_CACHE_BYTES = 24 * 2**20
+_FEWEST = 4  # restarts that are worth batching, on a CPU that has work enough in one
 _HEAD_SEED = 0x5DEECE66D  # tells the head's seed from the backbone's
 
 
@@ -105,6 +107,7 @@ class RestartedNetwork:
         self._drawn = [n for n, p in parameters.items() if id(p) in drawn]
         self._fixed = {n: p.detach() for n, p in parameters.items() if id(p) not in drawn}
         self.loop_reason: str | None = None
+        self._kept: dict[tuple[torch.Size, ...], int] = {}  # bytes that a forward pass keeps, by the inputs' shapes
 
     @property
     def expected(self) -> list[Tensor]:
@@ -113,7 +116,7 @@ class RestartedNetwork:
         return [parameters[name].detach() for name in self.names]
 
     def chunk(self, restarts: int) -> int:
-        """Restarts at a time: as many as have parameters and gradients of 256 MiB in all, at least one."""
+        """Restarts drawn at a time: as many as have parameters and gradients of 256 MiB in all, at least one."""
         parameters = dict(self.module.named_parameters())
         size = sum(parameters[n].numel() * parameters[n].element_size() for n in (*self._drawn, *self.names))
         return max(1, min(restarts, _CHUNK_BYTES // max(size, 1)))
@@ -131,32 +134,69 @@ class RestartedNetwork:
             kept.append(state | {name: value.clone() for name, value in self.module.named_buffers()})
         return {name: torch.stack([state[name] for state in kept]) for name in kept[0]}
 
-    def gradients(self, batch: Batch, state: dict[str, Tensor], seeds: Sequence[int], draw: int) -> list[Tensor]:
+    def gradients(
+        self, batch: Batch, state: dict[str, Tensor], seeds: Sequence[int], draw: int, at_once: int | None = None
+    ) -> list[Tensor]:
         """Gradients [R, *shape] of the mean cross-entropy in train mode, of the parameters in ``names``.
 
-        All restarts at once under ``torch.func.vmap``, where the network allows it. What draws random numbers (dropout)
-        does not: it would draw others than one restart at a time, and not the same for two tasks. Neither do some
-        operations. Then, from that batch on, one by one, and ``loop_reason`` says why.
+        Several restarts at once under ``torch.func.vmap``, where the network allows it. What draws random numbers
+        (dropout) does not: it would draw others than one restart at a time, and not the same for two tasks. Neither do
+        some operations. Then, from that batch on, one by one, and ``loop_reason`` says why.
 
         Args:
             batch: inputs and labels, which have been checked.
             state: what :meth:`draw` gave for the seeds.
             seeds: of the restarts.
             draw: number of the batch in its task: random numbers in the network follow from it and the restart's seed.
+            at_once: restarts under one vmap. None: all on a GPU; on a CPU, where they are slower than one by one once
+                they leave the cache, as many as keep 24 MiB in all for the backward pass, or one if those are below 4.
         """
         if self.loop_reason is None and len(seeds) > 1:
+            step = at_once or self._at_once(batch, state, len(seeds))
             try:
-                return self._batched(batch, state)
+                if step > 1:
+                    return self._batched(batch, state, step if step < len(seeds) else None)
             except RuntimeError as error:
                 self.loop_reason = str(error).split("\n")[0]
         rows = [self._single(batch, {n: x[i] for n, x in state.items()}, s, draw) for i, s in enumerate(seeds)]
         return [torch.stack(column) for column in zip(*rows)]
 
+    def _at_once(self, batch: Batch, state: dict[str, Tensor], restarts: int) -> int:
+        if self.device.type != "cpu":
+            return restarts
+        inputs = batch.inputs.values() if isinstance(batch.inputs, dict) else [batch.inputs]
+        shapes = tuple(x.shape for x in inputs if isinstance(x, Tensor))
+        if shapes not in self._kept:
+            self._kept[shapes] = self._bytes_kept(batch, {name: x[0] for name, x in state.items()})
+        fit = _CACHE_BYTES // max(self._kept[shapes], 1)
+        return min(fit, restarts) if fit >= min(_FEWEST, restarts) else 1
+
+    def _bytes_kept(self, batch: Batch, state: dict[str, Tensor]) -> int:
+        """Size of what a forward pass at one restart keeps for the backward pass, parameters aside."""
+        kept: dict[int, int] = {}
+
+        def note(x: Tensor) -> Tensor:
+            kept[x.data_ptr()] = x.nbytes
+            return x
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            _loss, wanted = self._loss_at(batch, state, 0)
+        parameters = {x.data_ptr() for x in (*wanted, *state.values(), *self._fixed.values())}
+        return sum(size for place, size in kept.items() if place not in parameters)
+
     def _loss(self, batch: Batch, values: dict[str, Tensor]) -> Tensor:
         logits = batch.run(self.module, values)
         return F.cross_entropy(logits.flatten(0, -2), batch.targets.flatten())
 
-    def _batched(self, batch: Batch, state: dict[str, Tensor]) -> list[Tensor]:
+    def _loss_at(self, batch: Batch, state: dict[str, Tensor], seed: int) -> tuple[Tensor, list[Tensor]]:
+        """The loss at one restart, and the parameters in ``names`` that it was taken at."""
+        values = {name: value if name in self._drawn else value.clone() for name, value in state.items()}
+        values = {**self._fixed, **values}
+        wanted = [values[name].detach().requires_grad_() for name in self.names]
+        with seeded(seed, self.device):
+            return self._loss(batch, values | dict(zip(self.names, wanted))), wanted
+
+    def _batched(self, batch: Batch, state: dict[str, Tensor], step: int | None) -> list[Tensor]:
         # In train mode batch normalisation changes its buffers, here those of this call.
         state = {name: value if name in self._drawn else value.clone() for name, value in state.items()}
         wanted = {name: state.pop(name) if name in state else self._fixed[name] for name in self.names}
@@ -167,15 +207,12 @@ class RestartedNetwork:
 
         in_dims = ({name: 0 if name in self._drawn else None for name in wanted}, 0)
         with function_transforms(gradients=True):
-            found = vmap(grad(loss), in_dims=in_dims, randomness="error")(wanted, state)
+            found = vmap(grad(loss), in_dims=in_dims, randomness="error", chunk_size=step)(wanted, state)
         return [found[name] for name in self.names]
 
     def _single(self, batch: Batch, state: dict[str, Tensor], seed: int, draw: int) -> list[Tensor]:
-        values = {name: value if name in self._drawn else value.clone() for name, value in state.items()}
-        values = {**self._fixed, **values}
-        wanted = [values[name].detach().requires_grad_() for name in self.names]
-        with torch.enable_grad(), seeded(seed + draw + 1, self.device):
-            loss = self._loss(batch, values | dict(zip(self.names, wanted)))
+        with torch.enable_grad():
+            loss, wanted = self._loss_at(batch, state, seed + draw + 1)
             found = torch.autograd.grad(loss, wanted, allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for g, p in zip(found, wanted)]
 

@@ -33,7 +33,8 @@ void gradient_expectation(const std::vector<RunningMoments<T, S>>& tensors, std:
 
 // The same for `lists` lists of tensors at once, and gram [lists, lists] = the inner products of the means afterwards,
 // each list seen as one vector. moments is [tensors][lists], of the same size for a tensor in all lists. The first
-// counts.size() lists take gradients and hold counts[k] of them; of the others the means are read and nothing else.
+// counts.size() lists take gradients and hold counts[k] of them; of the others the means are read and nothing else. No
+// two means share memory, unless neither takes gradients.
 template <class T, class S>
 void gradient_expectation_gram(const std::vector<RunningMoments<T, S>>& moments, std::int64_t lists,
                                std::int64_t samples, const std::vector<std::int64_t>& counts, double* gram,
