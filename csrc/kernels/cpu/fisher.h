@@ -73,8 +73,8 @@ struct TangentView {
 };
 
 // gram [K, K] = sum_n sum_c p_nc (T_knc - m_kn)(T_lnc - m_ln), p = softmax(logits [samples, classes]), m_kn = sum_c
-// p_nc T_knc. Means are taken of the differences to a sample's first tangent, so that a common shift counts for
-// nothing.
+// p_nc T_knc. Means are taken of the differences to the tangent at a sample's likeliest class, so that a common
+// shift counts for nothing.
 template <class T>
 void softmax_fisher_gram(const T* logits, std::int64_t logits_sample_stride, std::int64_t logits_class_stride,
                          const TangentView<T>& tangents, double* gram, const ParallelFor& parallel_for);

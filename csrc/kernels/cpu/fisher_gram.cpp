@@ -5,8 +5,10 @@
 // Chebyshev's inequality its distance from the mean is at most sqrt(variance / p), so that taking the mean's square
 // away costs few digits. Where it would cost many, the sample is gone through once more about its mean.
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -14,16 +16,19 @@
 #include "fisher_operand.h"
 #include "tile.h"
 
+// Loops over registers that only load or store are unrolled before the compiler takes them for a copy of memory.
+#define TRANSFEROPS_UNROLL _Pragma("GCC unroll 8")
+
 namespace transferops::cpu {
 namespace {
 
-constexpr std::int64_t kBlockBytes = 32 << 10;             // of one block of all directions' tangents, in L1
-constexpr std::int64_t kMinBlock = 512, kMaxBlock = 1024;  // classes
-constexpr std::int64_t kSampleSlices = 64;                 // added in order
+constexpr std::int64_t kBlockBytes = 8 << 10;  // of one block of all directions' tangents, which stays in L1
+constexpr std::int64_t kMinBlock = 128;        // classes
+constexpr std::int64_t kSpan = 1024;           // classes whose sums are taken in lanes, from there on in float64
+constexpr std::int64_t kSampleSlices = 64;     // added in order
 constexpr double kFar = 0.875;  // of a second moment may be the square of the mean: costs 3 of float32's 24 digits
 
 // Rows in cache are worked on in whole vectors: they are padded to multiples of kPanel with what counts for nothing.
-// Sums are taken in lanes over at most kMaxBlock classes, from there on in float64.
 
 template <class E>
 constexpr E inverse_factorial(int n) {
@@ -119,141 +124,124 @@ struct Exponentials {
     }
 };
 
-// A block of classes of one sample: `whole` of them (whole vectors) where they stand, then one vector of the rest.
+// A block of classes of one sample, a multiple of kPanel.
 template <class E>
 struct Block {
-    const E* x;  // [directions][whole], rows row_stride apart
-    std::int64_t row_stride, whole;
-    const E* rest;     // [directions][kPanel], or null
-    const E* weights;  // [whole + kPanel]
+    const E* x;  // [directions][classes], rows row_stride apart
+    std::int64_t row_stride, classes;
+    const E* weights;
+};
+
+// What the caches get meanwhile: a line for each row and kPanel classes, evenly, as rows are too short and arithmetic
+// in between is too long for the processor to keep memory busy by itself.
+struct Ahead {
+    const char* data;
+    std::int64_t row_bytes, class_bytes;
 };
 
 // In lanes, with y_k = x_k - shift[k]: gram [rows][rows][kPanel] += sum_c weights[c] y_k[c] y_l[c] for k <= l, and
-// mean [rows][kPanel] += sum_c weights[c] y_k[c]. By tiles of 4 by 4 rows (4 by 2 where registers are few), then what
-// is left by twos and ones. Meanwhile the caches get what will be asked for next, `ahead`, in equal parts from every
-// tile: rows are too short for the processor to guess it.
+// mean [rows][kPanel] += sum_c weights[c] y_k[c].
+//
+// By tiles of kRows rows with kWide rows, the first of them themselves, and the last kTriangle rows or fewer with
+// themselves: 24 sums and the operands fit into 32 registers, 9 into 16.
 template <class E>
 struct Moments {
     Block<E> block;
     std::int64_t rows;
     const E* shift;
-    const char* ahead;
-    std::int64_t ahead_row_bytes, ahead_class_bytes;
-    bool first_block;  // overwrites
-    double* gram;
-    double* mean;
+    Ahead ahead;
+    E* gram;
+    E* mean;
 
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
-        constexpr int kMost = LANES == kPanel<E> ? 4 : 2;
-        const auto step = [this](std::int64_t k) { return rows - k >= 4 ? 4 : rows - k >= 2 ? 2 : 1; };
-        const auto width = [&](std::int64_t l) { return std::min(step(l), kMost); };
-        std::int64_t tiles = 0, tile = 0;
-        for (std::int64_t k = 0; k < rows; k += step(k))
-            for (std::int64_t l = k; l < rows; l += width(l)) ++tiles;
-        for (std::int64_t k = 0; k < rows; k += step(k))
-            for (std::int64_t l = k; l < rows; l += width(l), ++tile) {
-                const Tile here{k, l, tile * rows / tiles, (tile + 1) * rows / tiles};
-                switch (step(k) * 8 + width(l)) {
-                    case 4 * 8 + 4:
-                        add<LANES, 4, kMost>(here);
-                        break;
-                    case 4 * 8 + 2:
-                        add<LANES, 4, 2>(here);
-                        break;
-                    case 4 * 8 + 1:
-                        add<LANES, 4, 1>(here);
-                        break;
-                    case 2 * 8 + 2:
-                        add<LANES, 2, 2>(here);
-                        break;
-                    case 2 * 8 + 1:
-                        add<LANES, 2, 1>(here);
-                        break;
-                    default:
-                        add<LANES, 1, 1>(here);
-                }
-            }
+        constexpr bool kMany = LANES == kPanel<E>;  // registers
+        constexpr int kRows = kMany ? 3 : 2, kWide = kMany ? 8 : 4, kTriangle = kMany ? 5 : 3;
+        std::int64_t k = 0;
+        for (; rows - k > kTriangle; k += kRows) {
+            with_width<kTriangle + 1, kWide>(
+                rows - k, [&](auto width) __attribute__((always_inline)) { add<LANES, kRows, width(), true>(k, k); });
+            for (std::int64_t l = k + kWide; l < rows; l += kWide)
+                with_width<1, kWide>(rows - l, [&](auto width) __attribute__((always_inline)) {
+                    add<LANES, kRows, width(), false>(k, l);
+                });
+        }
+        with_width<1, kTriangle>(
+            rows - k, [&](auto width) __attribute__((always_inline)) { add<LANES, width(), width(), true>(k, k); });
     }
 
   private:
-    struct Tile {
-        std::int64_t first, second, ahead_begin, ahead_end;  // rows
-    };
-
-    template <int LANES, int K, int L>
-    __attribute__((always_inline)) inline void add(const Tile& tile) const {
-        if (tile.first == tile.second) return add_rows<LANES, K, L, true>(tile);
-        add_rows<LANES, K, L, false>(tile);
+    // Calls f with the constant min(width, MOST), for a width of at least LEAST.
+    template <int LEAST, int MOST, class F>
+    __attribute__((always_inline)) static inline void with_width(std::int64_t width, const F& f) {
+        if constexpr (LEAST < MOST)
+            if (width > LEAST) return with_width<LEAST + 1, MOST>(width, f);
+        f(std::integral_constant<int, LEAST>{});
     }
 
     // Rows first .. first+K-1 with rows second .. second+L-1; OWN, with the means of the former, if they begin at the
     // same row.
     template <int LANES, int K, int L, bool OWN>
-    __attribute__((always_inline)) inline void add_rows(const Tile& tile) const {
+    __attribute__((always_inline)) inline void add(std::int64_t first, std::int64_t second) const {
         using Vectors = Simd<E, LANES>;
         using Vector = typename Vectors::Vector;
-        constexpr bool kSquare = OWN && K == L;
-        const auto [first, second, ahead_begin, ahead_end] = tile;
-        Vector sum[K][L] = {}, total[K] = {};
-        const auto take = [&, first = first, second = second](const E* left, const E* right, std::int64_t stride,
-                                                              const E* weights) __attribute__((always_inline)) {
-            const Vector weight = Vectors::load(weights);
-            Vector other[L];
-            for (int l = 0; l < L; ++l) other[l] = Vectors::load(right + l * stride) - shift[second + l];
-            for (int k = 0; k < K; ++k) {
-                const Vector own = kSquare ? other[k] : Vectors::load(left + k * stride) - shift[first + k];
-                const Vector weighted = own * weight;
-                if (OWN) total[k] += weighted;
-                for (int l = kSquare ? k : 0; l < L; ++l) sum[k][l] += weighted * other[l];
-            }
-        };
-        const E *left = block.x + first * block.row_stride, *right = block.x + second * block.row_stride;
-        for (std::int64_t c = 0; c < block.whole; c += LANES) {
-            if (c % kPanel<E> == 0)
-                for (std::int64_t k = ahead_begin; k < ahead_end; ++k)
-                    __builtin_prefetch(ahead + k * ahead_row_bytes + c * ahead_class_bytes);
-            take(left + c, right + c, block.row_stride, block.weights + c);
-        }
-        if (block.rest != nullptr)
-            for (std::int64_t c = 0; c < kPanel<E>; c += LANES)
-                take(block.rest + first * kPanel<E> + c, block.rest + second * kPanel<E> + c, kPanel<E>,
-                     block.weights + block.whole + c);
+        const auto [x, stride, classes, weights] = block;
+        const auto [next, next_stride, next_step] = ahead;
+        const E *left = x + first * stride, *right = x + second * stride;
+        const E *left_shift = shift + first, *right_shift = shift + second;
+        E *tile = gram + (first * rows + second) * kPanel<E>, *own_mean = mean + first * kPanel<E>;
+        const std::int64_t tile_stride = rows * kPanel<E>;
+        Vector sum[K][L], total[K];
+        TRANSFEROPS_UNROLL
         for (int k = 0; k < K; ++k) {
-            for (int l = kSquare ? k : 0; l < L; ++l)
-                add_lanes<LANES>(gram + ((first + k) * rows + second + l) * kPanel<E>, sum[k][l]);
-            if (OWN) add_lanes<LANES>(mean + (first + k) * kPanel<E>, total[k]);
+            if (OWN) total[k] = Vectors::load(own_mean + k * kPanel<E>);
+            TRANSFEROPS_UNROLL
+            for (int l = OWN ? k : 0; l < L; ++l) sum[k][l] = Vectors::load(tile + k * tile_stride + l * kPanel<E>);
         }
-    }
-
-    template <int LANES>
-    __attribute__((always_inline)) inline void add_lanes(double* to, const typename Simd<E, LANES>::Vector& x) const {
-        using Wide = Simd<double, LANES>;
-        const auto wide = __builtin_convertvector(x, typename Wide::Vector);
-        if (first_block)
-            Wide::at(to) = wide;
-        else
-            Wide::at(to) += wide;
+        for (std::int64_t c = 0; c < classes; c += LANES) {
+            if (OWN && c % kPanel<E> == 0)
+                for (int k = 0; k < K; ++k) __builtin_prefetch(next + (first + k) * next_stride + c * next_step);
+            const Vector weight = Vectors::load(weights + c);
+            Vector weighted[K];
+            for (int k = 0; k < K; ++k) {
+                const Vector y = Vectors::load(left + k * stride + c) - left_shift[k];
+                weighted[k] = y * weight;
+                if (!OWN) continue;
+                total[k] += weighted[k];
+                for (int j = 0; j <= k; ++j) sum[j][k] += weighted[j] * y;
+            }
+            for (int l = OWN ? K : 0; l < L; ++l) {
+                const Vector y = Vectors::load(right + l * stride + c) - right_shift[l];
+                for (int k = 0; k < K; ++k) sum[k][l] += weighted[k] * y;
+            }
+        }
+        TRANSFEROPS_UNROLL
+        for (int k = 0; k < K; ++k) {
+            if (OWN) Vectors::at(own_mean + k * kPanel<E>) = total[k];
+            TRANSFEROPS_UNROLL
+            for (int l = OWN ? k : 0; l < L; ++l) Vectors::at(tile + k * tile_stride + l * kPanel<E>) = sum[k][l];
+        }
     }
 };
 
-// sums [count] = the sums of the first LANES of kPanel lanes each.
+// sums [1 + rows][rows] += the sums of the first LANES of kPanel lanes each, for the means and the products k <= l;
+// leaves zeros in the lanes.
 template <class E>
-struct LaneSums {
-    const double* lanes;
-    std::int64_t count;
+struct TakeLanes {
+    E* lanes;
+    std::int64_t rows;
     double* sums;
 
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
-        constexpr int kWide = kPanel<double> * LANES / kPanel<E>;  // as many bytes as LANES elements
-        using Wide = Simd<double, kWide>;
-        for (std::int64_t i = 0; i < count; ++i) {
-            const double* own = lanes + i * kPanel<E>;
-            typename Wide::Vector sum = Wide::load(own);
-            for (int l = kWide; l < LANES; l += kWide) sum += Wide::load(own + l);
-            sums[i] = sum_of_lanes<double, kWide>(sum);
-        }
+        using Vectors = Simd<E, LANES>;
+        for (std::int64_t j = 0; j <= rows; ++j)
+            for (std::int64_t i = j * rows + std::max<std::int64_t>(j - 1, 0); i < (j + 1) * rows; ++i) {
+                auto& own = Vectors::at(lanes + i * kPanel<E>);
+                sums[i] +=
+                    sum_of_lanes<double, LANES>(__builtin_convertvector(own, typename Simd<double, LANES>::Vector));
+                own = typename Vectors::Vector{};
+            }
     }
 };
 
@@ -281,16 +269,14 @@ class SampleGram {
           weights_(aligned_buffer<E>(ceil_div(x.classes, kPanel<E>) * kPanel<E>)),
           rows_(aligned_buffer<E>(x.directions * (in_place_ ? kPanel<E> : block_))),
           shift_(static_cast<std::size_t>(x.directions)),
-          lanes_(static_cast<std::size_t>((1 + x.directions) * x.directions * kPanel<E>)),
-          sums_(lanes_.size() / kPanel<E>) {}
+          lanes_(zeros<E>((1 + x.directions) * x.directions * kPanel<E>)),
+          sums_(static_cast<std::size_t>((1 + x.directions) * x.directions)) {}
 
     // Adds sample n to gram [K, K].
     void add(std::int64_t n, double* gram) {
         const std::int64_t directions = x_.directions;
         const auto [mass, likeliest] = softmax(n);
-        for (std::int64_t k = 0; k < directions; ++k)
-            shift_[k] =
-                convert<E>(x_.data[k * x_.direction_stride + n * x_.sample_stride + likeliest * x_.class_stride]);
+        for (std::int64_t k = 0; k < directions; ++k) shift_[k] = convert<E>(*tangent(k, n, likeliest));
         if (!moments(n, mass)) {
             for (std::int64_t k = 0; k < directions; ++k) shift_[k] += static_cast<E>(sums_[k] / mass);
             moments(n, mass);
@@ -304,9 +290,14 @@ class SampleGram {
     }
 
   private:
+    // A power of two, so that blocks end where spans do.
     static std::int64_t block_size(std::int64_t directions) {
-        const auto fit = static_cast<std::int64_t>(kBlockBytes / sizeof(E)) / directions / kMinBlock * kMinBlock;
-        return std::clamp(fit, kMinBlock, kMaxBlock);
+        const auto fit = static_cast<std::uint64_t>(kBlockBytes) / sizeof(E) / static_cast<std::uint64_t>(directions);
+        return std::clamp(static_cast<std::int64_t>(std::bit_floor(fit)), kMinBlock, kSpan);
+    }
+
+    const T* tangent(std::int64_t k, std::int64_t n, std::int64_t c) const {
+        return x_.data + k * x_.direction_stride + n * x_.sample_stride + c * x_.class_stride;
     }
 
     // weights_ = exp(logits - highest), zero beyond the classes; their sum, and the class of the highest.
@@ -317,9 +308,8 @@ class SampleGram {
         const T* row = logits_ + n * logits_sample_stride_;
         E highest = -std::numeric_limits<E>::infinity();
         std::int64_t likeliest = 0;
-        for (std::int64_t first = 0; first < padded; first += kMaxBlock) {
-            const std::int64_t count = std::min(kMaxBlock, x_.classes - first),
-                               room = std::min(kMaxBlock, padded - first);
+        for (std::int64_t first = 0; first < padded; first += kSpan) {
+            const std::int64_t count = std::min(kSpan, x_.classes - first), room = std::min(kSpan, padded - first);
             E* part = weights_.get() + first;
             convert_row(row + first * logits_class_stride_, logits_class_stride_, count, part);
             std::fill(part + count, part + room, -std::numeric_limits<E>::infinity());
@@ -330,10 +320,11 @@ class SampleGram {
             highest = here;
             likeliest = first + place;
         }
+        for (std::int64_t k = 0; k < x_.directions; ++k) __builtin_prefetch(tangent(k, n, likeliest));
         double mass = 0;
-        for (std::int64_t first = 0; first < padded; first += kMaxBlock) {
+        for (std::int64_t first = 0; first < padded; first += kSpan) {
             double part;
-            run<E>(Exponentials<E>{weights_.get() + first, std::min(kMaxBlock, padded - first), highest, part});
+            run<E>(Exponentials<E>{weights_.get() + first, std::min(kSpan, padded - first), highest, part});
             mass += part;
         }
         return {mass, likeliest};
@@ -341,39 +332,39 @@ class SampleGram {
 
     // sums_ about shift_. False if a mean is so far from it that squares would lose digits.
     bool moments(std::int64_t n, double mass) {
-        const T* sample = x_.data + n * x_.sample_stride;
+        std::fill(sums_.begin(), sums_.end(), 0.0);
         for (std::int64_t first = 0, count; first < x_.classes; first += count) {
             count = std::min(block_, x_.classes - first);
-            const T* start = sample + first * x_.class_stride;
-            const T* next = first + count < x_.classes ? start + count * x_.class_stride
-                            : n + 1 < x_.samples       ? sample + x_.sample_stride
-                                                       : start;
-            run<E>(Moments<E>{block_at(start, count, weights_.get() + first), x_.directions, shift_.data(),
-                              reinterpret_cast<const char*>(next),
-                              x_.direction_stride * static_cast<std::int64_t>(sizeof(T)),
-                              x_.class_stride * static_cast<std::int64_t>(sizeof(T)), first == 0,
-                              lanes_.data() + x_.directions * kPanel<E>, lanes_.data()});
+            if (in_place_ && count > kPanel<E>) count -= count % kPanel<E>;
+            const std::int64_t next = n * x_.classes + first + block_ + block_ / 2;
+            run<E>(Moments<E>{block_at(n, first, count), x_.directions, shift_.data(),
+                              Ahead{reinterpret_cast<const char*>(
+                                        tangent(0, std::min(next / x_.classes, x_.samples - 1), next % x_.classes)),
+                                    x_.direction_stride * static_cast<std::int64_t>(sizeof(T)),
+                                    x_.class_stride * static_cast<std::int64_t>(sizeof(T))},
+                              lanes_.get() + x_.directions * kPanel<E>, lanes_.get()});
+            if ((first + count) % kSpan == 0 || first + count == x_.classes)
+                run<E>(TakeLanes<E>{lanes_.get(), x_.directions, sums_.data()});
         }
-        run<E>(LaneSums<E>{lanes_.data(), static_cast<std::int64_t>(sums_.size()), sums_.data()});
         bool close = true;
         for (std::int64_t k = 0; k < x_.directions; ++k)
             close = close && !(sums_[k] * sums_[k] > kFar * mass * sums_[(1 + k) * x_.directions + k]);
         return close;
     }
 
-    // Classes start .. start + count - 1. What cannot be read where it stands is copied, converted and padded with the
+    // Classes first .. first + count - 1. What cannot be read where it stands is copied, converted and padded with the
     // shift.
-    Block<E> block_at(const T* start, std::int64_t count, const E* weights) {
-        const std::int64_t whole = in_place_ ? count / kPanel<E> * kPanel<E> : 0, rest = count - whole;
-        const std::int64_t room = ceil_div(rest, kPanel<E>) * kPanel<E>;
-        for (std::int64_t k = 0; rest != 0 && k < x_.directions; ++k) {
-            E* row = rows_.get() + k * room;
-            convert_row(start + k * x_.direction_stride + whole * x_.class_stride, x_.class_stride, rest, row);
-            std::fill(row + rest, row + room, shift_[k]);
-        }
+    Block<E> block_at(std::int64_t n, std::int64_t first, std::int64_t count) {
+        const std::int64_t room = ceil_div(count, kPanel<E>) * kPanel<E>;
         if constexpr (std::is_same_v<E, T>)
-            if (in_place_) return {start, x_.direction_stride, whole, rest != 0 ? rows_.get() : nullptr, weights};
-        return {rows_.get(), room, room, nullptr, weights};
+            if (in_place_ && count == room)
+                return {tangent(0, n, first), x_.direction_stride, count, weights_.get() + first};
+        for (std::int64_t k = 0; k < x_.directions; ++k) {
+            E* row = rows_.get() + k * room;
+            convert_row(tangent(k, n, first), x_.class_stride, count, row);
+            std::fill(row + count, row + room, shift_[k]);
+        }
+        return {rows_.get(), room, room, weights_.get() + first};
     }
 
     const T* logits_;
@@ -383,7 +374,8 @@ class SampleGram {
     std::int64_t block_;
     AlignedBuffer<E> weights_, rows_;
     std::vector<E> shift_;
-    std::vector<double> lanes_, sums_;  // of one sample: of the rows [K], then of their products [K, K]
+    AlignedBuffer<E> lanes_;    // of one sample: of the rows [K], then of their products [K, K]
+    std::vector<double> sums_;  // the same
 };
 
 }  // namespace

@@ -2,6 +2,9 @@
 // built anywhere runs everywhere at full width and no -march flag is needed.
 #pragma once
 
+#include <cstdlib>
+#include <string_view>
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define TRANSFEROPS_X86_64 1
 #endif
@@ -24,14 +27,19 @@ namespace transferops::cpu {
 
 enum class Level { kBaseline, kV3, kV4 };
 
+// TRANSFEROPS_CPU_LEVEL=v3 or baseline in the environment takes what an older processor would run, for tests of it.
+// Loops with TRANSFEROPS_CLONES go by the processor alone.
 inline Level cpu_level() {
 #ifdef TRANSFEROPS_X86_64
     static const Level level = [] {
+        const char* variable = std::getenv("TRANSFEROPS_CPU_LEVEL");
+        const std::string_view asked = variable == nullptr ? "" : variable;
         __builtin_cpu_init();
-        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+        if (asked != "v3" && asked != "baseline" && __builtin_cpu_supports("avx512f") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+            __builtin_cpu_supports("avx512vl"))
             return Level::kV4;
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::kV3;
+        if (asked != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Level::kV3;
         return Level::kBaseline;
     }();
     return level;
