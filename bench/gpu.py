@@ -1,368 +1,100 @@
 """GPU benchmarks: CUDA events, median, inputs several times the L2, random data. Called by bench/gpu.sh.
 
-Each op stands against the composition of torch calls that a skilled user would write, in the same run, and its floor:
-bytes over the measured copy bandwidth or operations over the measured float64 matrix rate, the larger. Errors are
-relative, in the Frobenius norm, to float64 on the GPU.
+    python bench/gpu.py --output DIRECTORY    measure
+    python bench/gpu.py --dry-run             the whole flow with small sizes on the CPU: no figure of it means anything
+    python bench/gpu.py --plan                the table of docs/gpu.md: floors and predictions for an H200, no device
+
+The cases of gpu_cases.py stand against torch in the same run, and against their floor: bytes over the measured copy
+bandwidth or operations over the measured matrix rate, the larger. Errors are relative, in the Frobenius norm, to
+float64 on the same device.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_cases import Case, all_cases
+from gpu_models import vision_transformer_calls
 from run import environment
-from torch import Tensor
-from torch.nn import functional as F
 
 from transferops import ops
 from transferops.scores import h_score
 
+SECONDS = 1.0  # for the repeats of a call
+DATASHEET_COPY = 4.3e12  # bytes per second, measured elsewhere
+# Operations per second that the kernels' comments expect: of mma.sync, or of L2 where that is less.
+EXPECTED_RATES = {"float64": 67e12, "float32": 110e12, "tf32": 180e12, "bfloat16": 350e12}
+# Products in bfloat16 of float32 features are bound by reading those from L2, as tf32 ones are.
+FLOAT_FEATURES = "class_moments float32 in bfloat16"
 
-def median_milliseconds(call: Callable[[], object], repeats: int = 30) -> float:
-    """Median over repeats, after three warm-up calls."""
-    for _ in range(3):
-        call()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+
+@dataclass(frozen=True)
+class Meter:
+    """Times calls and counts their memory on a device."""
+
+    device: str
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device == "cuda"
+
+    def milliseconds(self, call: Callable[[], object]) -> float:
+        if not self.on_gpu:
+            start = time.perf_counter()
+            call()
+            return (time.perf_counter() - start) * 1e3
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
         call()
         end.record()
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[len(times) // 2]
+        return begin.elapsed_time(end)
+
+    def median(self, call: Callable[[], object]) -> float:
+        """Milliseconds over 5 to 30 repeats, fewer of a slow call, after two that warm up."""
+        call()
+        once = self.milliseconds(call)
+        repeats = max(5, min(30, int(SECONDS * 1e3 / max(once, 1e-3)))) if self.on_gpu else 1
+        times = sorted(self.milliseconds(call) for _ in range(repeats))
+        return times[len(times) // 2]
+
+    def peak_mebibytes(self, call: Callable[[], object]) -> float | None:
+        """Most device memory allocated during a call, beyond what was allocated before it."""
+        if not self.on_gpu:
+            return None
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+    def copy_bandwidth(self, elements: int) -> float:
+        """Bytes per second of a large copy on the device, read and written counted."""
+        source = torch.randn(elements, device=self.device)
+        target = torch.empty_like(source)
+        return 2 * source.nbytes / self.median(lambda: target.copy_(source)) * 1e3
+
+    def matrix_rate(self, dtype: torch.dtype, size: int, tf32: bool = False) -> float:
+        """Operations per second of a square product."""
+        left, right = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        try:
+            return 2 * size**3 / self.median(lambda: left @ right) * 1e3
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def peak_mebibytes(call: Callable[[], object]) -> float:
-    """Most device memory allocated during a call, beyond what was allocated before it."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second of a large device-to-device copy, read and written counted."""
-    source = torch.randn(1 << 30, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / median_milliseconds(lambda: target.copy_(source)) * 1e3
-
-
-def matrix_rate(dtype: torch.dtype) -> float:
-    """Operations per second of a large square product."""
-    size = 8192
-    left, right = (torch.randn(size, size, device="cuda").to(dtype) for _ in range(2))
-    return 2 * size**3 / median_milliseconds(lambda: left @ right, 10) * 1e3
-
-
-@dataclass
-class Case:
-    """One op on one input: calls that return what is compared, and the work that cannot be avoided."""
-
-    name: str
-    sizes: dict[str, int]
-    ours: Callable[[], Tensor]
-    theirs: Callable[[], Tensor]
-    reference: Callable[[], Tensor]
-    bytes_moved: int
-    operations: float
-    rate: str = "float64"  # which of the measured matrix rates bounds the operations
-
-
-def class_moments_case(samples: int, dim: int, classes: int, dtype: torch.dtype = torch.float32) -> Case:
-    features = (torch.randn(samples, dim, device="cuda") + 1).to(dtype)
-    labels = torch.randint(classes, (samples,), device="cuda")
-
-    def theirs() -> Tensor:
-        centred = features - features.mean(0)
-        torch.zeros(classes, dim, device="cuda", dtype=dtype).index_add_(0, labels, centred)
-        return centred.T @ centred
-
-    def reference() -> Tensor:
-        centred = features.double() - features.double().mean(0)
-        return centred.T @ centred
-
-    return Case(
-        f"class_moments {str(dtype).removeprefix('torch.')}",
-        {"N": samples, "D": dim, "C": classes},
-        lambda: ops.class_moments(features, labels, classes, validate=False).gram,
-        theirs,
-        reference,
-        2 * features.nbytes,
-        float(samples) * dim * dim,
-    )
-
-
-def norm_moments_case(samples: int, dim: int) -> Case:
-    features = torch.randn(samples, dim, device="cuda") + 1
-    shift = features.double().mean(0)
-
-    def composed(x: Tensor, mean: Tensor) -> Tensor:
-        centred = x - mean
-        norm = centred.square().sum(1)
-        return torch.cat([norm @ centred, norm.square().sum().unsqueeze(0)])
-
-    def ours() -> Tensor:
-        moments = ops.norm_moments(features, shift, validate=False)
-        return torch.cat([moments.cubic, moments.quartic.unsqueeze(0)])
-
-    return Case(
-        "norm_moments",
-        {"N": samples, "D": dim},
-        ours,
-        lambda: composed(features, shift.float()),
-        lambda: composed(features.double(), shift),
-        features.nbytes,
-        0.0,
-    )
-
-
-def sample_gram_case(samples: int, dim: int) -> Case:
-    features = torch.randn(samples, dim, device="cuda") + 1
-
-    def composed(x: Tensor) -> Tensor:
-        centred = x - x.mean(0)
-        return centred @ centred.T
-
-    return Case(
-        "sample_gram",
-        {"N": samples, "D": dim},
-        lambda: ops.sample_gram(features, validate=False).gram,
-        lambda: composed(features),
-        lambda: composed(features.double()),
-        2 * features.nbytes,
-        float(samples) ** 2 * dim,
-    )
-
-
-def gradients_of(inputs: Tensor, outputs: Tensor, window: tuple[int, int, int] | None) -> Tensor:
-    """Per-sample gradients [N, O, I] of a linear layer, or [N, O, I * kernel^2] of a convolution."""
-    if window is None:
-        return outputs.mT @ inputs
-    kernel, stride, padding = window
-    return outputs.flatten(2) @ F.unfold(inputs, kernel, 1, padding, stride).mT
-
-
-def fisher_case(
-    quantity: str,
-    layer: str,
-    inputs: tuple[int, ...],
-    outputs: tuple[int, ...],
-    dtype: torch.dtype,
-    window: tuple[int, int, int] | None = None,
-    directions: int = 5,
-) -> Case:
-    """The diagonal, the projection or the norm of a layer's per-sample gradients."""
-    a, b = (torch.randn(shape, device="cuda").to(dtype) for shape in (inputs, outputs))
-    samples = inputs[0]
-    rows, columns = gradients_of(a[:1], b[:1], window).shape[1:]
-    positions = b[0].numel() // rows
-    kernel = [] if window is None else [window[0]] * 2
-    shape = (rows, columns) if window is None else (rows, inputs[1], *kernel)
-    moves = torch.randn(directions if quantity == "projection" else 0, *shape, device="cuda").to(dtype)
-    kind = "linear" if window is None else "conv"
-    name = f"{kind}_grad_norm" if quantity == "norm" else f"{kind}_fisher_{quantity}"
-    call = getattr(ops, name)
-    rest = () if window is None else (kernel, window[1], window[2])
-
-    def ours() -> Tensor:
-        result: Tensor = call(a, b, moves, *rest) if quantity == "projection" else call(a, b, *rest)
-        return result.flatten()
-
-    def reduced(gradients: Tensor, moves: Tensor) -> Tensor:
-        if quantity == "diagonal":
-            return gradients.square().sum(0).flatten()
-        if quantity == "projection":
-            return (gradients.flatten(1) @ moves.flatten(1).T).flatten()
-        return gradients.square().flatten(1).sum(1)
-
-    def theirs() -> Tensor:
-        if window is None and positions == 1 and quantity == "diagonal":
-            return (b[:, 0].square().T @ a[:, 0].square()).flatten()
-        if window is None and positions <= 8 and quantity == "projection":
-            return torch.stack([((a @ move.T) * b).sum((1, 2)) for move in moves], 1).flatten()
-        if window is None and positions * (rows + columns) < 2 * rows * columns and quantity == "norm":
-            return ((a @ a.mT) * (b @ b.mT)).sum((1, 2))
-        return reduced(gradients_of(a, b, window), moves)
-
-    def reference() -> Tensor:
-        parts = [
-            reduced(gradients_of(x.double(), y.double(), window), moves.double())
-            for x, y in zip(a.split(8), b.split(8))
-        ]
-        return torch.stack(parts).sum(0) if quantity == "diagonal" else torch.cat(parts)
-
-    sizes = {"N": samples, "T": positions, "I": columns, "O": rows}
-    operations = 2.0 * rows * columns
-    if quantity == "norm":
-        operations = min(operations, float(positions * (rows + columns)))
-    return Case(
-        f"{name} {layer} {str(dtype).removeprefix('torch.')}",
-        sizes | ({"K": directions} if quantity == "projection" else {}),
-        ours,
-        theirs,
-        reference,
-        a.nbytes + b.nbytes + moves.nbytes + (4 * rows * columns if quantity == "diagonal" else 0),
-        operations * samples * positions,
-        str(dtype).removeprefix("torch."),
-    )
-
-
-def layer_cases() -> Iterator[Case]:
-    """The layers of ViT-B/16, BERT-base and ResNet; one and few positions."""
-    for dtype in (torch.float32, torch.bfloat16):
-        for quantity in ("diagonal", "projection", "norm"):
-            yield fisher_case(quantity, "ViT-B/16 fc1", (64, 197, 768), (64, 197, 3072), dtype)
-        yield fisher_case("diagonal", "BERT-base fc1", (32, 512, 768), (32, 512, 3072), dtype)
-        for channels, size in ((256, 8), (512, 4)):
-            shape = (256, channels, size, size)
-            for quantity in ("diagonal", "projection", "norm"):
-                yield fisher_case(quantity, f"3x3 at {size}x{size}", shape, shape, dtype, (3, 1, 1))
-        for positions, samples in ((1, 4096), (8, 512)):
-            shape = (samples, positions, 1024)
-            for quantity in ("diagonal", "projection", "norm"):
-                yield fisher_case(quantity, f"T={positions}", shape, shape, dtype)
-
-
-def softmax_gram_case(samples: int, classes: int, directions: int) -> Case:
-    logits = torch.randn(samples, classes, device="cuda")
-    tangents = torch.randn(directions, samples, classes, device="cuda")
-
-    def composed(z: Tensor, t: Tensor) -> Tensor:
-        p = z.softmax(1)
-        centred = (t - (t * p).sum(2, keepdim=True)) * p.sqrt()
-        return torch.einsum("knc,lnc->kl", centred, centred)
-
-    return Case(
-        "softmax_fisher_gram",
-        {"N": samples, "C": classes, "K": directions},
-        lambda: ops.softmax_fisher_gram(logits, tangents),
-        lambda: composed(logits, tangents),
-        lambda: composed(logits.double(), tangents.double()),
-        logits.nbytes + tangents.nbytes,
-        0.0,
-    )
-
-
-def gradient_lists(tensors: int, weights: int, lists: int) -> list[list[Tensor]]:
-    return [[torch.randn(weights, device="cuda") for _ in range(tensors)] for _ in range(lists)]
-
-
-def expectation_case(tensors: int, weights: int) -> Case:
-    """An update of mean and squares by one gradient; every call starts from the moments that the call before left."""
-    gradients, means, squares, their_means, their_squares = gradient_lists(tensors, weights, 5)
-    for mine, theirs in ((means, their_means), (squares, their_squares)):
-        torch._foreach_copy_(theirs, mine)
-    start = [x.double() for x in means]
-
-    def ours() -> Tensor:
-        ops.gradient_expectation_(means, squares, gradients, 1_000_000)
-        return means[0]
-
-    def theirs() -> Tensor:
-        apart = torch._foreach_sub(gradients, their_means)
-        torch._foreach_add_(their_means, apart, alpha=1 / 1_000_001)
-        torch._foreach_addcmul_(their_squares, apart, torch._foreach_sub(gradients, their_means))
-        return their_means[0]
-
-    return Case(
-        "gradient_expectation_",
-        {"tensors": tensors, "weights": tensors * weights},
-        ours,
-        theirs,
-        lambda: start[0] + (gradients[0].double() - start[0]) / 1_000_001,
-        20 * tensors * weights,
-        0.0,
-    )
-
-
-def gradient_gram_case(tensors: int, weights: int, lists: int) -> Case:
-    rows = gradient_lists(tensors, weights, lists)
-
-    def composed(lists_of: list[list[Tensor]]) -> Tensor:
-        entries = [torch.stack([torch.dot(x, y) for x, y in zip(a, b)]).sum() for a in lists_of for b in lists_of]
-        return torch.stack(entries).view(lists, lists)
-
-    return Case(
-        "gradient_gram",
-        {"tensors": tensors, "weights": tensors * weights, "K": lists},
-        lambda: ops.gradient_gram(rows),
-        lambda: composed(rows),
-        lambda: composed([[x.double() for x in row] for row in rows]),
-        4 * lists * tensors * weights,
-        0.0,
-    )
-
-
-def weighted_gram_case(count: int, weights: int) -> Case:
-    directions, base = torch.randn(count, weights, device="cuda"), torch.randn(weights, device="cuda")
-    scale = torch.rand(weights, device="cuda")
-
-    def composed(rows: Tensor, factor: Tensor, origin: Tensor) -> Tensor:
-        apart = rows - origin
-        return (apart * factor) @ apart.T
-
-    return Case(
-        "weighted_gram",
-        {"K": count, "P": weights},
-        lambda: ops.weighted_gram(directions, scale, base),
-        lambda: composed(directions, scale, base),
-        lambda: composed(directions.double(), scale.double(), base.double()),
-        directions.nbytes + base.nbytes + scale.nbytes,
-        0.0,
-    )
-
-
-def gradient_fisher_case(samples: int, weights: int, count: int) -> Case:
-    gradients, directions = torch.randn(samples, weights, device="cuda"), torch.randn(count, weights, device="cuda")
-
-    def composed(rows: Tensor, moves: Tensor) -> Tensor:
-        products, squares = rows @ moves.T, rows.square()
-        return torch.cat([(products.T @ products / samples).flatten(), squares.mean(0), squares.sum(1)])
-
-    def ours() -> Tensor:
-        gram, diagonal, norms = ops.gradient_fisher_gram(gradients, directions)
-        return torch.cat([gram.flatten(), diagonal, norms])
-
-    return Case(
-        "gradient_fisher_gram",
-        {"N": samples, "P": weights, "K": count},
-        ours,
-        lambda: composed(gradients, directions),
-        lambda: composed(gradients.double(), directions.double()),
-        gradients.nbytes + directions.nbytes + 4 * weights,
-        0.0,
-    )
-
-
-def cases() -> Iterator[Case]:
-    for samples, dim, classes in ((1_000_000, 512, 100), (1_000_000, 2048, 1000), (100_000, 4096, 1000)):
-        yield class_moments_case(samples, dim, classes)
-        yield norm_moments_case(samples, dim)
-    yield sample_gram_case(4000, 32768)
-    for dtype in (torch.float64, torch.bfloat16):
-        yield class_moments_case(200_000, 2048, 1000, dtype)
-    yield from layer_cases()
-    for classes, samples in ((1000, 65536), (50257, 2048)):
-        yield softmax_gram_case(samples, classes, 8)
-    for weights in (160_000, 5_000_000):  # to each of 160 tensors: 25.6 million in all, as in ResNet-50, and more
-        yield expectation_case(160, weights)
-    for lists in (2, 4, 8, 16):
-        yield gradient_gram_case(160, 160_000, lists)
-    yield gradient_gram_case(160, 1_000_000, 8)
-    yield weighted_gram_case(5, 25_000_000)
-    yield weighted_gram_case(16, 25_000_000)
-    yield gradient_fisher_case(64, 25_000_000, 5)
-
-
-def measure(case: Case, bandwidth: float, rates: dict[str, float]) -> dict[str, Any]:
+def measure(case: Case, meter: Meter, bandwidth: float, rates: dict[str, float]) -> dict[str, Any]:
     """One row of the report."""
     reference = case.reference()
     errors = {
@@ -370,7 +102,7 @@ def measure(case: Case, bandwidth: float, rates: dict[str, float]) -> dict[str, 
         for name, call in (("ours", case.ours), ("torch", case.theirs))
     }
     del reference
-    ours, theirs = median_milliseconds(case.ours), median_milliseconds(case.theirs)
+    ours, theirs = meter.median(case.ours), meter.median(case.theirs)
     floor = max(case.bytes_moved / bandwidth, case.operations / rates[case.rate]) * 1e3
     return {
         "name": case.name,
@@ -379,51 +111,142 @@ def measure(case: Case, bandwidth: float, rates: dict[str, float]) -> dict[str, 
         "times_faster": theirs / ours,
         "floor_milliseconds": floor,
         "times_floor": ours / floor,
+        "predicted_milliseconds": predicted_milliseconds(case),
         "error": errors,
-        "mebibytes": {"ours": peak_mebibytes(case.ours), "torch": peak_mebibytes(case.theirs)},
+        "mebibytes": {"ours": meter.peak_mebibytes(case.ours), "torch": meter.peak_mebibytes(case.theirs)},
     }
 
 
-def h_score_milliseconds(samples: int, dim: int, classes: int, regularized: bool) -> float:
-    features = torch.randn(samples, dim, device="cuda")
-    labels = torch.randint(classes, (samples,), device="cuda")
-    return median_milliseconds(lambda: h_score(features, labels, regularized), 10)
+def predicted_milliseconds(case: Case) -> float:
+    """On an H200, by bytes or by the operations of our route at the expected rate."""
+    rate = EXPECTED_RATES["tf32" if case.name == FLOAT_FEATURES else case.rate]
+    operations = case.operations if case.done is None else case.done
+    return max(case.bytes_moved / DATASHEET_COPY, operations / rate) * 1e3
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=Path, help="file of name=exit status lines of the steps before")
-    parser.add_argument("--output", type=Path, required=True, help="directory for the JSON")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error(f"needs a CUDA device; torch {torch.__version__} finds none")
+def plan() -> str:
+    """A Markdown table of all cases, for which no tensor is filled."""
+    lines = ["| case | sizes | MB | GFLOP | predicted ms | bound by |", "|---|---|---:|---:|---:|---|"]
+    for make in all_cases():
+        with torch.device("meta"):
+            case = make()
+            sizes = " ".join(f"{name}={size}" for name, size in case.sizes.items())
+            operations = case.operations if case.done is None else case.done
+            predicted = predicted_milliseconds(case)
+            bound = "memory" if predicted <= case.bytes_moved / DATASHEET_COPY * 1e3 else "arithmetic"
+            lines.append(
+                f"| {case.name} | {sizes} | {case.bytes_moved / 1e6:,.0f} | {operations / 1e9:,.0f} "
+                f"| {predicted:.3g} | {bound} |"
+            )
+    return "\n".join(lines)
 
-    bandwidth = copy_bandwidth()
-    rates = {
-        str(dtype).removeprefix("torch."): matrix_rate(dtype)
-        for dtype in (torch.float64, torch.float32, torch.bfloat16)
+
+def graph_milliseconds(meter: Meter) -> dict[str, float]:
+    """Small Fisher steps called and replayed from a CUDA graph: launches that nothing waits for can be captured."""
+    with torch.device(meter.device):
+        inputs, outputs = torch.randn(32, 64, 256), torch.randn(32, 64, 256)
+        directions = torch.randn(5, 256, 256)
+        logits, tangents = torch.randn(256, 100), torch.randn(5, 256, 100)
+
+    def step() -> list[torch.Tensor]:
+        return [
+            ops.linear_fisher_diagonal(inputs, outputs),
+            ops.linear_fisher_projection(inputs, outputs, directions),
+            ops.softmax_fisher_gram(logits, tangents),
+        ]
+
+    called = {"called": meter.median(step)}
+    if not meter.on_gpu:
+        return called
+    want = step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    if not all(torch.equal(x, y) for x, y in zip(want, found)):
+        raise RuntimeError("a replayed CUDA graph gives other results than the calls")
+    return called | {"replayed": meter.median(graph.replay)}
+
+
+def h_score_milliseconds(meter: Meter, samples: int, dim: int, classes: int) -> dict[str, float]:
+    features = torch.randn(samples, dim, device=meter.device)
+    labels = torch.randint(classes, (samples,), device=meter.device)
+    return {
+        "plain": meter.median(lambda: h_score(features, labels)),
+        "regularized": meter.median(lambda: h_score(features, labels, True)),
     }
+
+
+def model_rows(meter: Meter, dry: bool) -> dict[str, Any]:
+    with torch.device(meter.device):
+        calls = vision_transformer_calls(meter.device, dry)
+    rows = {}
+    for name, call in calls.items():
+        rows[name] = {"milliseconds": meter.median(call), "mebibytes": meter.peak_mebibytes(call)}
+        print(json.dumps({name: rows[name]}), flush=True)
+    return rows
+
+
+def run(dry: bool) -> dict[str, Any]:
+    """All measurements but those of the steps before."""
+    meter = Meter("cpu" if dry else "cuda")
+
+    def cut(size: int) -> int:
+        return min(size, 40) if dry else size
+
+    torch.manual_seed(0)
+    bandwidth = meter.copy_bandwidth(1 << (10 if dry else 30))
+    dtypes = {"float64": torch.float64, "float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+    rates = {name: meter.matrix_rate(dtype, 64 if dry else 8192, tf32=name == "tf32") for name, dtype in dtypes.items()}
     rows = []
-    for case in cases():
-        rows.append(measure(case, bandwidth, rates))
+    for make in all_cases(cut):
+        with torch.device(meter.device):
+            case = make()
+        rows.append(measure(case, meter, bandwidth, rates))
         print(json.dumps(rows[-1]), flush=True)
         del case
-        torch.cuda.empty_cache()
-    steps = dict(line.split("=") for line in arguments.steps.read_text().split()) if arguments.steps else {}
-    gpu = torch.cuda.get_device_name()
-    report = {
+        if meter.on_gpu:
+            torch.cuda.empty_cache()
+    gpu = torch.cuda.get_device_name() if meter.on_gpu else "none"
+    return {
         "environment": environment() | {"gpu": gpu, "cuda": torch.version.cuda},
-        "steps_exit_status": {name: int(code) for name, code in steps.items()},
         "copy_bytes_per_second": bandwidth,
         "matrix_operations_per_second": rates,
         "benchmarks": rows,
-        "h_score_milliseconds N=100000 D=1024 C=100": {
-            name: h_score_milliseconds(100_000, 1024, 100, regularized)
-            for name, regularized in (("plain", False), ("regularized", True))
-        },
+        "ViT-B/16, 64 images, bfloat16": model_rows(meter, dry),
+        "small Fisher steps, milliseconds": graph_milliseconds(meter),
+        "h_score_milliseconds N=100000 D=1024 C=100": h_score_milliseconds(
+            meter, 400 if dry else 100_000, 30 if dry else 1024, 100
+        ),
     }
-    target = arguments.output / f"gpu-{gpu.lower().replace(' ', '-')}.json"
-    target.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=Path, help="file of name=exit status lines of the steps before")
+    parser.add_argument("--output", type=Path, help="directory for the JSON")
+    parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU, nothing written")
+    parser.add_argument("--plan", action="store_true", help="print floors and predictions and leave")
+    arguments = parser.parse_args()
+    if arguments.plan:
+        print(plan())
+        return
+    if not arguments.dry_run:
+        if not torch.cuda.is_available():
+            parser.error(f"needs a CUDA device; torch {torch.__version__} finds none")
+        if arguments.output is None:
+            parser.error("needs --output")
+    lines = arguments.steps.read_text().split() if arguments.steps else []
+    steps = {name: int(code) for name, code in (line.split("=") for line in lines)}
+    report = run(arguments.dry_run) | {"steps_exit_status": steps}
+    text = json.dumps(report, indent=1) + "\n"
+    if arguments.dry_run:
+        print("dry run: complete", file=sys.stderr)
+        return
+    target = arguments.output / f"gpu-{report['environment']['gpu'].lower().replace(' ', '-')}.json"
+    target.write_text(text)
     print(f"written: {target.name}")
 
 

@@ -93,6 +93,37 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(self.features(x), 1))
 
 
+class Depthwise(nn.Module):
+    """A convolution per channel, a factor per channel and a transposed convolution."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.scale = nn.Parameter(torch.rand(1, width, 1, 1))
+        self.up = nn.ConvTranspose2d(width, width + 1, 2)
+        self.head = nn.Conv2d(width + 1, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.up(self.depthwise(self.first(x)) * self.scale)).mean((2, 3))
+
+
+class Tokens(nn.Module):
+    """Words through an encoder layer and a norm, then keys, compared with that of a learned query."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, width)
+        self.encoder = nn.TransformerEncoderLayer(width, 2, 12, batch_first=True)
+        self.query = nn.Parameter(torch.rand(1, width))
+        self.norm = nn.LayerNorm(width)
+        self.key = nn.Linear(width, 5)
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.key(self.norm(self.encoder(self.embedding(x)).mean(1))) * self.key(self.query))
+
+
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from transferops import _C, ops
+from transferops.ops.moments import Precision
 
 EPS = torch.finfo(torch.float64).eps
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -322,6 +323,37 @@ def test_gpu_agrees_with_cpu(samples: int, dim: int, dtype: torch.dtype) -> None
         want_gram, got_gram = ops.sample_gram(features).gram, ops.sample_gram(features.cuda()).gram
         spread = torch.full((samples,), float(x.abs().max())) * max(samples / dim, 1)
         assert ((got_gram.cpu() - want_gram).abs() <= gram_bound(centred.mT, centred.mT, spread)).all()
+
+
+NARROW = ("float32", "tf32", "bfloat16")
+
+
+@pytest.mark.parametrize("precision", NARROW)
+def test_precision_is_the_least_and_a_cpu_takes_float64(precision: Precision) -> None:
+    features, labels = labelled(30, 7)
+    want, got = ops.class_moments(features, labels, 5), ops.class_moments(features, labels, 5, precision=precision)
+    assert all(torch.equal(a, b) for a, b in zip(want, got))
+    x = features.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: ops.class_moments(x, labels, 5, precision=precision).gram, x)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("precision", NARROW)
+@pytest.mark.parametrize(("samples", "dim"), [(1, 1), (65, 33), (5000, 300)])
+def test_gpu_precision(samples: int, dim: int, precision: Precision, dtype: torch.dtype) -> None:
+    features, labels = labelled(samples, dim, dtype=dtype, offset=100.0)
+    want, got = (
+        ops.class_moments(x, y, 6, precision=precision)
+        for x, y in ((features, labels), (features.cuda(), labels.cuda()))
+    )
+    bound = {"float32": 2.0**-16, "tf32": 2.0**-9, "bfloat16": 2.0**-6}[precision]
+    centred = (features.double() - want.shift).abs()
+    rounding = 1e-12 * (features.double().abs().mT @ features.double().abs())  # of the two shifts
+    assert ((got.gram.cpu() - want.gram).abs() <= bound * (centred.mT @ centred) + rounding).all()
+    assert torch.equal(got.gram, got.gram.mT)
+    again = ops.class_moments(features.cuda(), labels.cuda(), 6, precision=precision)
+    assert all(torch.equal(a, b) for a, b in zip(got, again))
 
 
 @pytest.mark.gpu

@@ -3,7 +3,9 @@
 #include "stable.h"
 
 STABLE_TORCH_LIBRARY(transferops, m) {
-    m.def("class_moments(Tensor features, Tensor labels, int num_classes) -> (Tensor, Tensor, Tensor, Tensor)");
+    m.def(
+        "class_moments(Tensor features, Tensor labels, int num_classes, int precision=53) -> (Tensor, Tensor, Tensor, "
+        "Tensor)");
     m.def("sample_gram(Tensor features) -> (Tensor, Tensor)");
     m.def("norm_moments(Tensor features, Tensor shift) -> (Tensor, Tensor)");
     m.def(

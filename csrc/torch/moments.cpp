@@ -18,8 +18,11 @@ cpu::MatrixView<T> view_of(const FeatureSets& features, std::int64_t set) {
             x.stride(2)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments(Tensor features, Tensor labels, std::int64_t num_classes) {
+// In float64 whatever the precision asked for.
+std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments(Tensor features, Tensor labels, std::int64_t num_classes,
+                                                         std::int64_t precision) {
     const FeatureSets x(features);
+    check_precision(precision);
     check_labels(labels, "features", features, x.rows, num_classes);
     labels = torch::stable::contiguous(labels);
     const std::int64_t* label = labels_in_range(labels, num_classes);

@@ -60,6 +60,12 @@ inline const std::int64_t* labels_in_range(const Tensor& labels, std::int64_t nu
     return label;
 }
 
+// Significant bits that the factors of a Gram matrix keep at least: those of float64, float32, tf32 or bfloat16.
+inline void check_precision(std::int64_t precision) {
+    if (precision != 53 && precision != 24 && precision != 11 && precision != 8)
+        fail("precision: expected 53, 24, 11 or 8 significant bits, got ", precision);
+}
+
 inline void check_shift(const FeatureSets& features, const Tensor& shift) {
     check_dtype("shift", shift, ScalarType::Double, "float64");
     const bool matches = shift.dim() == static_cast<std::int64_t>(features.leading.size()) + 1 &&

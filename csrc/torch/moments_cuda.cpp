@@ -57,21 +57,38 @@ void centred_class_sums(const FeatureSets& x, const ClassOrder& rows, std::int64
                               scope.stream));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments(Tensor features, Tensor labels, std::int64_t num_classes) {
+// The Gram matrix about a shift, in float64 or as its factors are rounded to so many significant bits.
+template <class T>
+void gram_of(const FeatureSets& x, const Tensor& shift, std::int64_t precision, const Tensor& gram,
+             const DeviceScope& scope) {
+    const int multiprocessors = scope.multiprocessors();
+    if (precision == 53) {
+        const Workspace scratch(x.tensor, cuda::gram_workspace(x.sets, x.rows, x.columns, multiprocessors));
+        return check_cuda(
+            cuda::gram(sets_of<T>(x), float64(shift), float64(gram), scratch.data(), multiprocessors, scope.stream));
+    }
+    const cuda::Precision narrow = precision == 24   ? cuda::Precision::kFloat32
+                                   : precision == 11 ? cuda::Precision::kTf32
+                                                     : cuda::Precision::kBfloat16;
+    const Workspace scratch(x.tensor, cuda::narrow_gram_workspace(x.sets, x.rows, x.columns, narrow, multiprocessors));
+    check_cuda(cuda::narrow_gram(sets_of<T>(x), float64(shift), narrow, float64(gram), scratch.data(), multiprocessors,
+                                 scope.stream));
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> class_moments(Tensor features, Tensor labels, std::int64_t num_classes,
+                                                         std::int64_t precision) {
     const FeatureSets x = with_contiguous_columns(features);
+    check_precision(precision);
     check_labels(labels, "features", features, x.rows, num_classes);
     const DeviceScope scope(features);
     const ClassOrder rows(labels, num_classes, scope);
     Tensor sums = x.new_float64({num_classes, x.columns});
     Tensor gram = x.new_float64({x.columns, x.columns});
     Tensor shift = x.new_float64({x.columns});
-    const int multiprocessors = scope.multiprocessors();
-    const Workspace scratch(x.tensor, cuda::gram_workspace(x.sets, x.rows, x.columns, multiprocessors));
     dispatch_floating("features", features.scalar_type(), [&](auto* null) {
         using T = std::remove_const_t<std::remove_pointer_t<decltype(null)>>;
         centred_class_sums<T>(x, rows, num_classes, sums, shift, scope);
-        check_cuda(
-            cuda::gram(sets_of<T>(x), float64(shift), float64(gram), scratch.data(), multiprocessors, scope.stream));
+        gram_of<T>(x, shift, precision, gram, scope);
     });
     return {rows.counts, sums, gram, shift};
 }

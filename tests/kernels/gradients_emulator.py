@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from emulator import HERE, KERNELS, ORDERS, TYPES, Emulator, decode, encode
 
-KERNEL = KERNELS / "gradients.cu"
-SOURCES = (KERNEL, HERE / "gradients_harness.cpp")
+SOURCES = (
+    *(KERNELS / f"{name}.cu" for name in ("expectation", "gradient_gram", "gradient_fisher")),
+    HERE / "gradients_harness.cpp",
+)
 
 
 @dataclass(frozen=True)

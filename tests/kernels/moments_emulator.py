@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from emulator import HERE, KERNELS, ORDERS, TYPES, Emulator, decode, encode
 
-KERNEL = KERNELS / "moments.cu"
-SOURCES = (KERNEL, KERNELS / "centring.cu", HERE / "moments_harness.cpp")
-FUNCTIONS = ("class_sums", "gram", "sample_gram", "norm_moments", "centred_class_sums")
+SOURCES = (
+    *(KERNELS / f"{name}.cu" for name in ("moments", "gram", "gram_narrow", "centring")),
+    HERE / "moments_harness.cpp",
+)
+NARROW = ("float32_gram", "tf32_gram", "bfloat16_gram")
+FUNCTIONS = ("class_sums", "gram", "sample_gram", "norm_moments", "centred_class_sums", *NARROW)
 
 
 @dataclass(frozen=True)
@@ -82,5 +85,6 @@ class MomentsEmulator(Emulator):
             "sample_gram": [(sets, rows, rows)],
             "norm_moments": [(sets, columns), (sets,)],
             "centred_class_sums": [(classes,), (sets, classes, columns), (sets, columns)],
+            **{name: [(sets, columns, columns)] for name in NARROW},
         }[function]
         return self.call(function, header, arrays, [(shape, "float64") for shape in shapes])

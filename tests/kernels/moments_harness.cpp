@@ -59,7 +59,7 @@ void answer(const Request& r, T*) {
             cubic.write();
             return quartic.write();
         }
-        default: {  // class sums about the column means, as the torch operators compute them
+        case 4: {  // class sums about the column means, as the torch operators compute them
             const Buffer<std::int64_t> order(r.rows), labels(r.rows), offsets(r.classes + 1), counts(r.classes);
             order.read();
             labels.read();
@@ -80,6 +80,15 @@ void answer(const Request& r, T*) {
             sizes.write();
             sums.write();
             return means.write();
+        }
+        default: {
+            const auto precision = static_cast<cuda::Precision>(r.function - 5);
+            const std::int64_t needed =
+                cuda::narrow_gram_workspace(r.sets, r.rows, r.columns, precision, multiprocessors);
+            const Doubles workspace(needed), gram(r.sets * r.columns * r.columns);
+            write_header(cuda::narrow_gram(x, shift, precision, gram.get(), workspace.get(), multiprocessors, nullptr),
+                         needed);
+            return gram.write();
         }
     }
 }

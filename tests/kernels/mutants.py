@@ -35,12 +35,13 @@ class Case:
 class Family:
     """What is mutated and how it is run. For speed, of one element type and under AddressSanitizer alone."""
 
-    sources: tuple[Path, ...]  # the mutated .cu file first, the harness last
+    sources: tuple[Path, ...]  # kernels, and the harness last
     files: tuple[str, ...]  # whose barriers are left out
     changes: tuple[tuple[str, str, str, str], ...]  # name, file, old, new
     emulator: type[Emulator]
     cases: Callable[[], list[Case]]
     type: str = "float"
+    others: tuple[str, ...] = ()  # types that kernels of this one need of others
 
     def mutants(self) -> list[Mutant]:
         mutants = []
@@ -57,31 +58,52 @@ class Family:
 
     def symptoms(self, folder: Path) -> dict[str, str | None]:
         """What is wrong with each mutant in any case and thread order, and with the kernels as they are ("none")."""
-        kernel, *others = self.sources
-        objects = [
-            compile_object(folder / f"{s.stem}.o", s, f"-DONLY_TYPE={self.type}", sanitizers=ADDRESS) for s in others
-        ]
+        *kernels, harness = self.sources
+        harness = compile_object(folder / "harness.o", harness, f"-DONLY_TYPE={self.type}", sanitizers=ADDRESS)
+        kept = "|".join((self.type, *self.others))
+        unused = re.compile(rf"^TRANSFEROPS_INSTANTIATE\((?!(?:{kept})\)).*\n", re.MULTILINE)
         cases = self.cases()
 
+        def compile_kernel(copy: Path, kernel: Path) -> Path:
+            source = copy / kernel.name
+            source.write_text(unused.sub("", source.read_text()))
+            return compile_object(copy / f"{kernel.stem}.o", source, "-Wno-error", includes=copy, sanitizers=ADDRESS)
+
+        originals = copy_kernels(folder / "originals")
+        with ThreadPoolExecutor(2) as pool:
+            objects = dict(
+                zip(kernels, pool.map(lambda kernel: compile_kernel(originals, kernel), kernels), strict=True)
+            )
+
         def examine(index: int, mutant: Mutant | None) -> str | None:
-            copy = folder / str(index) / "cuda"
-            shutil.copytree(KERNELS, copy)
-            shutil.copy(ROOT / "csrc" / "kernels" / "scalar.h", copy.parent)
+            copy = copy_kernels(folder / str(index))
+            parts = dict(objects)
             if mutant:
                 text = (copy / mutant.file).read_text()
                 end = mutant.position + len(mutant.old)
                 (copy / mutant.file).write_text(text[: mutant.position] + mutant.new + text[end:])
-            source = copy / kernel.name
-            unused = re.compile(rf"^TRANSFEROPS_INSTANTIATE\((?!{self.type}\)).*\n", re.MULTILINE)
-            source.write_text(unused.sub("", source.read_text()))
-            compiled = compile_object(copy / "kernel.o", source, "-Wno-error", includes=copy, sanitizers=ADDRESS)
-            with self.emulator(link(copy / "program", compiled, *objects, sanitizers=ADDRESS)) as emulator:
+                changed = [kernel for kernel in kernels if depends_on(kernel, mutant.file)]
+                parts |= {kernel: compile_kernel(copy, kernel) for kernel in changed}
+            with self.emulator(link(copy / "program", *parts.values(), harness, sanitizers=ADDRESS)) as emulator:
                 return next(symptoms_of(emulator, cases), None)
 
         mutants = self.mutants()
         with ThreadPoolExecutor(2) as pool:
             found = pool.map(examine, range(len(mutants) + 1), [None, *mutants])
             return dict(zip(["none", *(mutant.name for mutant in mutants)], found, strict=True))
+
+
+def copy_kernels(folder: Path) -> Path:
+    """The CUDA kernels and what they include, below ``folder``."""
+    copy = folder / "cuda"
+    shutil.copytree(KERNELS, copy)
+    shutil.copy(ROOT / "csrc" / "kernels" / "scalar.h", folder)
+    return copy
+
+
+def depends_on(source: Path, file: str) -> bool:
+    headers = re.findall(r'^#include "(\w+\.h)"', source.read_text(), re.MULTILINE)
+    return source.name == file or any(depends_on(source.parent / header, file) for header in headers)
 
 
 def symptoms_of(emulator: Emulator, cases: list[Case]) -> Iterable[str]:

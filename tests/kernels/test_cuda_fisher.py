@@ -112,6 +112,24 @@ def test_linear_layouts(emulator, layout, type):
     check(emulator, "norm", linear_layer((2, 5, 9, channels), type, grad_outputs=arguments))
 
 
+@pytest.mark.parametrize("type", TYPES)
+def test_norm_at_one_position(emulator, type):
+    """A product of two norms, of rows of several accesses per lane, and of groups."""
+    check(emulator, "norm", linear_layer((19, 1, 71, 1032), type))
+    layout = {"row_padding": 1, "sample_padding": 2, "displacement": 1}
+    check(emulator, "norm", linear_layer((5, 1, 12, 8), type, groups=4, grad_outputs=layout))
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("multiprocessors", [1, 16])
+def test_diagonal_at_one_position(emulator, type, multiprocessors):
+    """A product of squares: several slabs of 16 samples and a part of one, in one block and in several."""
+    for shape in ((16, 1, 64, 8), (37, 1, 71, 131)):
+        check(emulator, "diagonal", linear_layer(shape, type), multiprocessors=multiprocessors)
+    layout = {"row_padding": 1, "sample_padding": 2, "displacement": 1}
+    check(emulator, "diagonal", linear_layer((5, 1, 12, 8), type, groups=4, inputs=layout))
+
+
 def test_linear_groups(emulator):
     check(emulator, "diagonal", linear_layer((2, 5, 24, 16), groups=4))
     check(emulator, "projection", linear_layer((2, 5, 9, 6), groups=3))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulator import NO_COMPILER, ORDERS, TYPES, build, disagreement
-from moments_emulator import SOURCES, Features, MomentsEmulator
+from moments_emulator import NARROW, SOURCES, Features, MomentsEmulator
 from moments_reference import UNIT, expected
 
 FUNCTIONS = ("class_sums", "gram", "sample_gram", "norm_moments")
@@ -42,10 +42,10 @@ def emulator(tmp_path_factory):
         yield emulator
 
 
-def make_features(shape, type, *, seed=0, shift=True, **layout):
-    """Values around 10 with a shift near them: a forgotten or misplaced shift exceeds any tolerance."""
+def make_features(shape, type, *, seed=0, shift=True, offset=10, **layout):
+    """Values around ``offset`` with a shift near them: a forgotten or misplaced shift exceeds any tolerance."""
     random = np.random.default_rng(seed)
-    means = random.normal(10, 2, size=(shape[0], shape[2]))
+    means = random.normal(offset, 2, size=(shape[0], shape[2]))
     values = means[:, None, :] + random.normal(size=shape)
     near = means + 0.1 * random.normal(size=means.shape)
     return Features.of(values, type, shift=near if shift else None, **layout)
@@ -155,6 +155,67 @@ def test_gram_splits(emulator, function, shape, sets):
     assert emulator.workspace > 0
     for (gram,) in (whole, split):
         assert np.array_equal(gram, gram.swapaxes(1, 2))
+
+
+# ---- Gram matrices on the narrow tensor cores ----
+
+
+@pytest.mark.parametrize(
+    ("shape", "type"), [((1, 1, 1), "float32"), *(((1, 34, 136), type) for type in TYPES)], ids=str
+)
+@pytest.mark.parametrize("function", NARROW)
+def test_narrow_shapes(emulator, function, shape, type):
+    (gram,) = check(emulator, function, make_features(shape, type))
+    assert np.array_equal(gram, gram.swapaxes(1, 2))
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("layout", ["aligned strides", "odd everything"])
+def test_narrow_layouts(emulator, layout, type):
+    """What is read is the same in all three."""
+    columns, row_padding, set_padding, displacement = LAYOUTS[layout]
+    stride = columns + row_padding
+    place = {"row_stride": stride, "set_stride": 21 * stride + set_padding, "displacement": displacement}
+    check(emulator, "float32_gram", make_features((2, 21, columns), type, **place))
+
+
+@pytest.mark.parametrize("function", NARROW)
+def test_narrow_splits_and_runs(emulator, function):
+    """Several runs of rows and a part of one in a block; then few in each of many blocks."""
+    features = make_features((1, 2085, 3), "float32")
+    check(emulator, function, features, multiprocessors=1)
+    assert emulator.workspace == 0
+    check(emulator, function, features, multiprocessors=64)
+    assert emulator.workspace > 0
+
+
+@pytest.mark.parametrize("type", ["float32", "float64"])
+@pytest.mark.parametrize("function", NARROW)
+def test_narrow_rounding_is_that_of_the_distance_from_the_shift(emulator, function, type):
+    """At the size of the features themselves it would exceed the tolerance."""
+    check(emulator, function, make_features((1, 70, 9), type, offset=4000))
+
+
+@pytest.mark.parametrize("function", NARROW)
+def test_narrow_without_rows_or_shift(emulator, function):
+    (gram,) = check(emulator, function, make_features((2, 0, 5), "float32"))
+    assert (gram == 0).all()
+    check(emulator, function, make_features((1, 20, 5), "float32", shift=False, offset=0))
+
+
+@pytest.mark.parametrize("function", NARROW)
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+def test_narrow_shows_what_is_not_finite(emulator, function, value):
+    """Also the NaN of all bits that a GPU's arithmetic makes."""
+    values = np.ones((1, 5, 3), np.float32)
+    values[0, 2, 1] = np.array(0x7FFFFFFF, np.uint32).view(np.float32) if value is np.nan else value
+    (gram,) = emulator.run(function, Features(values))
+    assert not np.isfinite(gram[0, 1]).any()
+    assert not np.isfinite(gram[0, :, 1]).any()
+    assert np.isfinite(gram[0, 0, 0])
+
+
+# ---- norm moments ----
 
 
 def test_norm_moments_of_many_rows(emulator):

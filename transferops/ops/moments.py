@@ -1,12 +1,13 @@
 """First and second moments of labelled features: what the H-score and its kin are made of.
 
 Everything is accumulated and returned in float64, whatever the dtype of the features, which are converted before they
-are subtracted or multiplied. Results do not depend on the number of threads and are the same in every run.
+are subtracted or multiplied; :func:`class_moments` on a GPU can be asked for less. Results do not depend on the number
+of threads and are the same in every run.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from transferops._extension import check_device  # also registers torch.ops.tran
 from transferops._validate import as_tensor, check_positive_int, describe, fail
 
 _FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_MOST_CLASSES = 1_000_000
+
+Precision = Literal["float64", "float32", "tf32", "bfloat16"]
+_SIGNIFICANT_BITS = {"float64": 53, "float32": 24, "tf32": 11, "bfloat16": 8}
 
 
 class ClassMoments(NamedTuple):
@@ -58,7 +63,12 @@ class NormMoments(NamedTuple):
 
 
 def class_moments(
-    features: Tensor | Any, labels: Tensor | Any, num_classes: int | None = None, *, validate: bool = True
+    features: Tensor | Any,
+    labels: Tensor | Any,
+    num_classes: int | None = None,
+    *,
+    precision: Precision = "float64",
+    validate: bool = True,
 ) -> ClassMoments:
     """Class counts, class sums and the centred Gram matrix, in one call.
 
@@ -66,8 +76,12 @@ def class_moments(
         features: [..., N, D] float32, float64, float16 or bfloat16; leading dimensions are a batch of feature sets
             over the same N samples. Any strides.
         labels: [N] integers in 0 .. num_classes-1, shared by all feature sets.
-        num_classes: number of classes C; classes without samples are allowed. Default: the largest label + 1 (reads
-            the labels back from the GPU; give it under torch.compile).
+        num_classes: number of classes C; classes without samples are allowed. Default: the largest label + 1, up to
+            1 000 000 (reads the labels back from the GPU; give it under torch.compile).
+        precision: the least that the Gram matrix is computed in on a GPU; a CPU always takes float64. Below float64,
+            y = x - shift is rounded to "float32", "tf32" or "bfloat16" before it is multiplied, and up to 2048 products
+            are summed in float32 before they are added in float64. An entry is then within 2^-16, 2^-9 or 2^-6 of
+            sum_n |y_ni y_nj|. Counts, sums and shift are float64 in all cases.
         validate: check that labels are in range and the result is finite. On a GPU this waits for the kernels; without
             it, out-of-range labels there count to the first or the last class, and NaN and Inf propagate.
 
@@ -76,21 +90,25 @@ def class_moments(
 
     Raises:
         TypeError: an argument is no array or has the wrong kind of dtype.
-        ValueError: shapes disagree, a label is out of range, or a feature is NaN or infinite; the message names the
-            first offending position.
+        ValueError: shapes disagree, a label is out of range, a feature is NaN or infinite (the message names the first
+            offending position), or ``precision`` is none of the four.
 
     Differentiable in the features. Cost: N D^2 float64 operations (half of a general product), two reads of the data.
     """
+    if not isinstance(precision, str) or precision not in _SIGNIFICANT_BITS:
+        fail("precision", f"one of {', '.join(map(repr, _SIGNIFICANT_BITS))}", repr(precision))
     features = _check_features(features)
     labels = check_labels(labels, "features", features, features.shape[-2])
     eager = not torch.compiler.is_compiling()
     if num_classes is None:
-        num_classes = int(labels.max()) + 1 if labels.numel() else 0
+        num_classes = _inferred_classes(labels)
     elif eager:
         check_positive_int("num_classes", num_classes, minimum=0)
     if validate and eager:
         check_label_range(labels, num_classes)
-    moments = ClassMoments(*torch.ops.transferops.class_moments(features, labels, num_classes))
+    moments = ClassMoments(
+        *torch.ops.transferops.class_moments(features, labels, num_classes, _SIGNIFICANT_BITS[precision])
+    )
     if validate and eager:
         _check_finite(features, moments.shift, moments.gram.diagonal(dim1=-2, dim2=-1))
     return moments
@@ -174,6 +192,14 @@ def check_labels(labels: Any, argument: str, values: Tensor, rows: int) -> Tenso
     return tensor.long()
 
 
+def _inferred_classes(labels: Tensor) -> int:
+    largest = int(labels.max()) if labels.numel() else -1
+    if largest >= _MOST_CLASSES:
+        expected = f"classes below {_MOST_CLASSES} where num_classes is not given, there being a row of sums for each"
+        fail("labels", expected, f"{largest} at position {int(labels.argmax())}")
+    return largest + 1
+
+
 def check_label_range(labels: Tensor, num_classes: int) -> None:
     """Refuse labels outside 0 .. num_classes-1; waits for a GPU."""
     if labels.numel() == 0:
@@ -202,7 +228,9 @@ def _check_finite(features: Tensor, *sums: Tensor) -> None:
 # Shapes and dtypes without data, for torch.compile and torch.export.
 
 
-def _fake_class_moments(features: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_class_moments(
+    features: Tensor, labels: Tensor, num_classes: int, precision: int = 53
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *leading, _, dim = features.shape
     return (
         labels.new_empty([num_classes]),
@@ -232,7 +260,7 @@ def _fake_norm_moments(features: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _save_class_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, labels, _ = inputs
+    features, labels, *_ = inputs
     counts, _, _, shift = output
     ctx.mark_non_differentiable(counts)
     ctx.save_for_backward(features, labels, counts, shift)
@@ -240,14 +268,14 @@ def _save_class_moments(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 def _class_moments_backward(
     ctx: Any, _counts: Tensor, grad_sums: Tensor, grad_gram: Tensor, grad_shift: Tensor
-) -> tuple[Tensor, None, None]:
+) -> tuple[Tensor, None, None, None]:
     """d gram = sum y dy^T + dy y^T; d sums_c = sum_c dx - n_c d shift; d shift = mean dx. sum y = 0 drops a term."""
     features, labels, counts, shift = ctx.saved_tensors
     samples = max(features.shape[-2], 1)
     centred = features.double() - shift.unsqueeze(-2)
     shared = (grad_shift - (counts.double().unsqueeze(-1) * grad_sums).sum(-2)) / samples
     grad = centred @ (grad_gram + grad_gram.mT) + grad_sums.index_select(-2, labels) + shared.unsqueeze(-2)
-    return grad.to(features.dtype), None, None
+    return grad.to(features.dtype), None, None, None
 
 
 def _save_sample_gram(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -38,12 +38,14 @@ struct NormMoments {
     at::Tensor quartic;  // [...] float64
 };
 
-inline ClassMoments class_moments(const at::Tensor& features, const at::Tensor& labels, std::int64_t num_classes) {
+// `precision`: significant bits that the factors of the Gram matrix keep at least, 53, 24, 11 or 8.
+inline ClassMoments class_moments(const at::Tensor& features, const at::Tensor& labels, std::int64_t num_classes,
+                                  std::int64_t precision = 53) {
     using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("transferops::class_moments", "")
-                               .typed<Result(const at::Tensor&, const at::Tensor&, std::int64_t)>();
-    auto [counts, sums, gram, shift] = op.call(features, labels, num_classes);
+                               .typed<Result(const at::Tensor&, const at::Tensor&, std::int64_t, std::int64_t)>();
+    auto [counts, sums, gram, shift] = op.call(features, labels, num_classes, precision);
     return {counts, sums, gram, shift};
 }
 

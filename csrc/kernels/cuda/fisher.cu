@@ -15,11 +15,16 @@ namespace {
 
 // What is done with a tile.
 struct Diagonal {};
+struct Sum {};
 struct Projection {};
 struct Norm {};
 
 template <class T, class Use>
 using ShapeFor = TileShape<T, sizeof(T) == 2 && !std::is_same_v<Use, Projection>>;
+
+// Whether it leaves numbers per sample.
+template <class Use>
+constexpr bool kHasProducts = std::is_same_v<Use, Projection> || std::is_same_v<Use, Norm>;
 
 // A layer as the kernel sees it: per sample and group a matrix rows x columns, the product of two operands.
 template <class Operand>
@@ -84,7 +89,7 @@ struct Shared {
     static constexpr std::size_t kMost = 227 * 1024;
 
     __host__ __device__ static constexpr std::size_t sums(std::int64_t chunk) {
-        return std::is_same_v<Use, Diagonal> ? 0 : ceil_div(2 * kTileWarps * chunk * sizeof(Compute<T>), 16) * 16;
+        return !kHasProducts<Use> ? 0 : ceil_div(2 * kTileWarps * chunk * sizeof(Compute<T>), 16) * 16;
     }
     static constexpr std::size_t bytes(std::int64_t chunk) {
         return kSlabs + kTables + sums(chunk) + (std::is_same_v<Use, Projection> ? chunk * kDirection : 0);
@@ -108,12 +113,9 @@ struct TilePlace {
           first_row(tile / plan.column_tiles % plan.row_tiles * Shape::kRows),
           first_column(tile % plan.column_tiles * Shape::kColumns) {
         const int lane = threadIdx.x % kWarp;
-        row = warp_row() + lane / 4;
-        column = warp_column() + lane % 4 * 2;
+        row = Shape::warp_row() + lane / 4;
+        column = Shape::warp_column() + lane % 4 * 2;
     }
-
-    __device__ static int warp_row() { return threadIdx.x / kWarp % Shape::kWarpsDown * Shape::kWarpRows; }
-    __device__ static int warp_column() { return threadIdx.x / kWarp / Shape::kWarpsDown * Shape::kWarpColumns; }
 
     // body(m, n, i, index) for accumulator i of fragment (m, n), with its index in the weight, or -1 if it has none.
     template <class Operand, class Body>
@@ -144,9 +146,6 @@ __device__ C* own_direction(C* directions, int k, int m, int n, int i) {
     const int fragment = (k * Shape::kFragmentRows + m) * Shape::kFragmentColumns + n;
     return directions + ((fragment * 4 + i / kWidth * kWidth) * kTileThreads + threadIdx.x * kWidth + i % kWidth);
 }
-
-template <class Shape, class C>
-using Accumulators = C[Shape::kFragmentRows][Shape::kFragmentColumns][4];
 
 template <class Shape, class C>
 __device__ C dot(const Accumulators<Shape, C>& gradient, const C* directions, int k) {
@@ -180,53 +179,11 @@ __device__ C square(const Accumulators<Shape, C>& gradient) {
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// gradient += the product of two slabs. The tensor cores round float sums towards zero, so those of float operands are
-// theirs only within a slab. `before(step)` and `after(step)` run around each step.
-template <class Operand, class Use, class C, class Before, class After>
-__device__ void multiply_slabs(Accumulators<ShapeFor<typename Operand::Element, Use>, C>& gradient,
-                               const typename Operand::Element* left, const typename Operand::Element* right,
-                               Before before, After after) {
-    using T = typename Operand::Element;
-    using Layout = Shared<Operand, Use>;
-    using Shape = typename Layout::Shape;
-    constexpr bool kPromotes = std::is_same_v<T, float>;
-    C fresh[kPromotes ? Shape::kFragmentRows : 1][Shape::kFragmentColumns][4] = {};
-#pragma unroll
-    for (int step = 0; step < Shape::kSteps; ++step) {
-        before(step);
-        const int position = step * Shape::kStepDepth;
-        Fragment<T> a[Shape::kFragmentRows], b;
-#pragma unroll
-        for (int m = 0; m < Shape::kFragmentRows; ++m)
-            a[m].template load<typename Layout::Left>(left, TilePlace<Shape>::warp_row() + m * 16, position);
-#pragma unroll
-        for (int n = 0; n < Shape::kFragmentColumns; ++n) {
-            if (n % 2 == 0)
-                b.template load<typename Layout::Right>(right, TilePlace<Shape>::warp_column() + n * 8, position);
-#pragma unroll
-            for (int m = 0; m < Shape::kFragmentRows; ++m) {
-                if constexpr (kPromotes)
-                    multiply(fresh[m][n], a[m], b, n % 2);
-                else
-                    multiply(gradient[m][n], a[m], b, n % 2);
-            }
-        }
-        after(step);
-    }
-    if constexpr (kPromotes) {
-#pragma unroll
-        for (int m = 0; m < Shape::kFragmentRows; ++m)
-#pragma unroll
-            for (int n = 0; n < Shape::kFragmentColumns; ++n)
-#pragma unroll
-                for (int i = 0; i < 4; ++i) gradient[m][n][i] += fresh[m][n][i];
-    }
-}
-
 // One block per slot of tiles, split of samples and chunk of directions. The slabs of all its samples are one stream:
 // while the warps multiply one pair in shared memory the next is on its way to registers, one barrier per slab, and
 // what is done with a finished gradient runs beside the loads of the next sample.
 //   diagonal: its square is added to a second set of accumulators, written per split;
+//   sum: goes on with the next sample, written per split;
 //   projection, norm: dotted with the directions in shared memory or with itself; summed over lanes by shuffles, over
 //     warps after the next barrier, over the tiles of the slot in parts[slot][sample][direction].
 // 256 threads (8 warps), at most 255 registers (float 208): one block per multiprocessor, 2 warps per scheduler. Tiles
@@ -235,9 +192,8 @@ __device__ void multiply_slabs(Accumulators<ShapeFor<typename Operand::Element, 
 // which 5 or 6 (2) fit: its samples are passed over once for every so many. Floor, 2 N T O I flops each: 16-bit, 40
 // bytes of L2 per clock against 24 at the full rate of mma.sync, so about 350 TFLOP/s (ViT-B/16 fc1, N = 64: 170 us;
 // cluster multicast would lift it); float, three products of tf32 for one, about 100 TFLOP/s; double, 67. Positions are
-// padded to whole slabs, 32 or 16, and rows and columns to whole tiles: at T = 1 a product of squares, one plain GEMM,
-// would be better, as contraction with the directions is for a projection below T of about 32, and a smaller tile for
-// layers of fewer than 64 channels.
+// padded to whole slabs, 32 or 16, and rows and columns to whole tiles: contraction with the directions would be better
+// for a projection of few positions, and a smaller tile for layers of fewer than 64 channels.
 template <class Operand, class Use>
 __global__ void __launch_bounds__(kTileThreads, 1)
     gradient_tiles(Gradients<Operand> x, Plan plan, const Compute<typename Operand::Element>* directions,
@@ -304,9 +260,9 @@ __global__ void __launch_bounds__(kTileThreads, 1)
             }
             const bool more = next_sample < end;
             __syncthreads();  // this slab is complete, and no warp reads the previous one any more
-            if constexpr (!std::is_same_v<Use, Diagonal>)
+            if constexpr (kHasProducts<Use>)
                 if (position == 0 && sample > begin) sum_warps(sample - 1, tile == slot);
-            multiply_slabs<Operand, Use, C>(
+            multiply_slabs<Shape>(
                 gradient, left_slab(turn), right_slab(turn),
                 [&](int step) {
                     if (more && step == 0) left.load(next_sample, next_position);
@@ -317,7 +273,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
                     if (more && step == 1) right.store(right_slab(turn ^ 1));
                 });
 
-            if (next_sample != sample) {
+            if (!std::is_same_v<Use, Sum> && next_sample != sample) {
                 if constexpr (std::is_same_v<Use, Diagonal>) {
 #pragma unroll
                     for (int m = 0; m < Shape::kFragmentRows; ++m)
@@ -345,16 +301,55 @@ __global__ void __launch_bounds__(kTileThreads, 1)
             position = next_position;
         }
 
-        if constexpr (std::is_same_v<Use, Diagonal>) {
+        if constexpr (!kHasProducts<Use>) {
             C* part = parts + split * x.weights();
+            const auto& sums = std::is_same_v<Use, Sum> ? gradient : squares;
             place.for_each(x, [&](int m, int n, int i, std::int64_t index) {
-                if (index >= 0) part[index] = squares[m][n][i];
+                if (index >= 0) part[index] = sums[m][n][i];
             });
         } else {
             __syncthreads();  // all warps have the last sample's sums, and have read the last slabs and tables
             sum_warps(end - 1, tile == slot);
         }
     }
+}
+
+// |x|^2 of a sample's one position, of a group, by a warp: in every lane.
+template <class T>
+__device__ double square_norm(const Positions<T>& x, std::int64_t sample, std::int64_t group) {
+    constexpr int kWidth = 16 / sizeof(T), kLoads = 4;
+    const T* data = x.data + sample * x.sample_stride + group * x.columns;
+    double sum = 0;
+    for (std::int64_t first = threadIdx.x % kWarp * kWidth; first < x.columns; first += kLoads * kWarp * kWidth) {
+        Vector<T, kWidth> values[kLoads][1];
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i) {
+            const std::int64_t column = first + i * kWarp * kWidth;
+            load_vectors(values[i], elements_left<kWidth>(x.columns, column), x.aligned,
+                         [&](int) { return data + column; });
+        }
+#pragma unroll
+        for (int i = 0; i < kLoads; ++i)
+#pragma unroll
+            for (int v = 0; v < kWidth; ++v) {
+                const double value = to_double(values[i][0].values[v]);
+                sum += value * value;
+            }
+    }
+    return sum_lanes(sum);
+}
+
+// out[n] = |b_n|^2 |a_n|^2, summed over groups: the norms of gradients at one position. A warp takes a sample. 256
+// threads, at most 64 registers, no shared memory: 4 blocks and 64 KiB in flight per multiprocessor. Floor: one read of
+// both operands.
+template <class T>
+__global__ void __launch_bounds__(kTileThreads, 4) outer_product_norms(Gradients<Positions<T>> x, Compute<T>* out) {
+    const std::int64_t sample = std::int64_t{blockIdx.x} * kTileWarps + threadIdx.x / kWarp;
+    if (sample >= x.samples) return;
+    double sum = 0;
+    for (std::int64_t group = 0; group < x.groups; ++group)
+        sum += square_norm(x.left, sample, group) * square_norm(x.right, sample, group);
+    if (threadIdx.x % kWarp == 0) out[sample] = static_cast<Compute<T>>(sum);
 }
 
 // out[i] = sum over p < count of parts[p][i], in double. A block takes 32 elements. 256 threads, at most 64 registers,
@@ -438,13 +433,36 @@ auto with_gradients(const LayerBatch<T>& layer, const Body& body) {
                                       groups});
 }
 
+// Whether gradients are outer products of vectors: then neither their squares nor their norms need the gradients.
+template <class T>
+bool has_one_position(const LayerBatch<T>& layer) {
+    return is_linear(layer) && layer.inputs.size.width == 1;
+}
+
+// body(gradients, use): the diagonal as a sum of products of squares at one position.
+template <class T, class Body>
+auto with_diagonal(const LayerBatch<T>& layer, const Body& body) {
+    if (has_one_position(layer)) {
+        constexpr std::int64_t kDepth = ShapeFor<Compute<T>, Sum>::kDepth;
+        const std::int64_t groups = layer.window.groups, samples = layer.inputs.samples;
+        const auto squares = [&](const Signal<T>& x) {
+            return Squares<T>{
+                x.data, samples, kDepth, x.channels / groups, x.sample_stride, vectors_aligned(x, groups)};
+        };
+        return body(Gradients<Squares<T>>{squares(layer.grad_outputs), squares(layer.inputs), ceil_div(samples, kDepth),
+                                          groups},
+                    Sum{});
+    }
+    return with_gradients(layer, [&](const auto& x) { return body(x, Diagonal{}); });
+}
+
 template <class Use, class Operand>
 Plan plan_for(const Gradients<Operand>& x, std::int64_t count, int multiprocessors) {
     using Layout = Shared<Operand, Use>;
     using Shape = typename Layout::Shape;
     constexpr std::int64_t kMostParts = std::int64_t{1} << 25;  // of the products: 128 MiB of float
     constexpr double kPartCost = 0.08;                          // of a tile of squares, written and read
-    const bool diagonal = std::is_same_v<Use, Diagonal>;
+    constexpr bool diagonal = !kHasProducts<Use>;
     return plan_tiles(
         x.groups, ceil_div(x.rows(), Shape::kRows), ceil_div(x.columns(), Shape::kColumns), x.samples,
         ceil_div(x.left.positions, Shape::kDepth),
@@ -487,13 +505,13 @@ cudaError_t launch_products(const LayerBatch<T>& layer, const Compute<T>* direct
 template <class T>
 cudaError_t fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
                             cudaStream_t stream) {
-    return with_gradients(layer, [&]<class Operand>(const Gradients<Operand>& x) -> cudaError_t {
+    return with_diagonal(layer, [&]<class Operand, class Use>(const Gradients<Operand>& x, Use) -> cudaError_t {
         if (x.empty()) return launch_add_parts(out, workspace, 0, x.weights(), stream);
-        const Plan plan = plan_for<Diagonal>(x, 1, multiprocessors);
+        const Plan plan = plan_for<Use>(x, 1, multiprocessors);
         const bool whole = plan.splits == 1;
         const cudaError_t error =
-            launch(gradient_tiles<Operand, Diagonal>, plan.grid(), kTileThreads, Shared<Operand, Diagonal>::bytes(1),
-                   stream, x, plan, nullptr, 1, whole ? out : reinterpret_cast<Compute<T>*>(workspace));
+            launch(gradient_tiles<Operand, Use>, plan.grid(), kTileThreads, Shared<Operand, Use>::bytes(1), stream, x,
+                   plan, nullptr, 1, whole ? out : reinterpret_cast<Compute<T>*>(workspace));
         if (error != cudaSuccess || whole) return error;
         return launch_add_parts(out, workspace, plan.splits, x.weights(), stream);
     });
@@ -501,9 +519,9 @@ cudaError_t fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, double*
 
 template <class T>
 std::int64_t fisher_diagonal_workspace(const LayerBatch<T>& layer, int multiprocessors) {
-    return with_gradients(layer, [&](const auto& x) -> std::int64_t {
+    return with_diagonal(layer, [&]<class Use>(const auto& x, Use) -> std::int64_t {
         if (x.empty()) return 0;
-        const Plan plan = plan_for<Diagonal>(x, 1, multiprocessors);
+        const Plan plan = plan_for<Use>(x, 1, multiprocessors);
         return plan.splits == 1 ? 0 : doubles_for<Compute<T>>(plan.splits * x.weights());
     });
 }
@@ -522,13 +540,19 @@ std::int64_t fisher_projection_workspace(const LayerBatch<T>& layer, std::int64_
 template <class T>
 cudaError_t grad_norm(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
                       cudaStream_t stream) {
+    if (has_one_position(layer)) {
+        const std::int64_t groups = layer.window.groups, samples = layer.inputs.samples;
+        const Gradients<Positions<T>> x{positions_of(layer.grad_outputs, groups), positions_of(layer.inputs, groups),
+                                        samples, groups};
+        return launch(outer_product_norms<T>, Grid{ceil_div(samples, kTileWarps), 1}, kTileThreads, 0, stream, x, out);
+    }
     return launch_products<Norm>(layer, static_cast<const Compute<T>*>(nullptr), 1, out, workspace, multiprocessors,
                                  stream);
 }
 
 template <class T>
 std::int64_t grad_norm_workspace(const LayerBatch<T>& layer, int multiprocessors) {
-    return products_workspace<Norm>(layer, 1, multiprocessors);
+    return has_one_position(layer) ? 0 : products_workspace<Norm>(layer, 1, multiprocessors);
 }
 
 #define TRANSFEROPS_INSTANTIATE(T)                                                                             \

@@ -1,123 +1,17 @@
-// Tiles of per-sample gradients on the tensor cores: slabs of operands in shared memory, fragments of them in
-// registers.
+// Operands of per-sample gradients in global memory, and slabs of them on their way to shared memory in the registers
+// of the block.
 //
 // A tile is a part of G_n = sum_t b_nt a_nt^T [rows, columns]; its left operand are output gradients b, one per row,
-// its right operand inputs a, one per column ("channels" of either). A slab is what one operand has of kDepth
-// positions.
+// its right operand inputs a, one per column ("channels" of either).
 #pragma once
 
 #include <climits>
-#include <cstddef>
 #include <cstdint>
 
-#include "device.h"
 #include "fisher.h"
+#include "fragments.h"
 
 namespace transferops::cuda {
-
-constexpr int kTileThreads = 256;
-constexpr int kTileWarps = kTileThreads / kWarp;
-
-// The shape of a tile and of the warps' parts of it. Wide tiles read the least from L2; narrow ones leave registers for
-// the promoted sums of float and for double, and shared memory for directions.
-template <class T, bool kWide>
-struct TileShape {
-    static constexpr int kRows = 128, kColumns = kWide ? 128 : 64;
-    static constexpr int kDepth = sizeof(T) == 2 ? 32 : 16;
-    static constexpr int kSteps = 2;  // products of the tensor cores per slab
-    static constexpr int kStepDepth = kDepth / kSteps;
-    static constexpr int kWarpRows = kWide ? 64 : 32, kWarpColumns = 32;
-    static constexpr int kWarpsDown = kRows / kWarpRows;
-    static constexpr int kFragmentRows = kWarpRows / 16, kFragmentColumns = kWarpColumns / 8;
-    static constexpr int kElements = kRows * kColumns;
-    static_assert(kTileWarps == kWarpsDown * (kColumns / kWarpColumns));
-};
-
-// How kDepth positions of kEdge channels lie in shared memory: as in global memory, channels adjacent. The pitch keeps
-// what a warp reads of a fragment in different banks: 16 bytes more than a multiple of 128 for load_transposed, 8 words
-// modulo 32 for float, 4 modulo 16 for double.
-template <class T, int kEdge, int kDepth>
-struct Slab {
-    static constexpr int kPitch = kEdge + (sizeof(T) == 8 ? 4 : 8);
-    static constexpr int kElements = kPitch * kDepth;
-    static constexpr std::size_t kBytes = kElements * sizeof(T);
-    static_assert(kEdge % 64 == 0 && kPitch * sizeof(T) % 16 == 0);
-
-    __device__ static int at(int channel, int position) { return position * kPitch + channel; }
-};
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Fragments: 16 channels by one step of positions, spread over a warp so that they serve as either operand. Word 2 j +
-// h belongs to half h of the channels and half j of the positions.
-
-template <class T>
-struct Fragment {  // float16 and bfloat16: positions in pairs
-    std::uint32_t words[4];
-
-    template <class Layout>
-    __device__ void load(const T* slab, int channel, int position) {
-        const int line = threadIdx.x % 8, h = threadIdx.x / 8 % 2, j = threadIdx.x / 16 % 2;
-        load_transposed(words, slab + Layout::at(channel + h * 8, position + j * 8 + line));
-    }
-};
-
-// Each number as the sum of two of 11 significant bits, but for the last of its 24 bits in half of all cases.
-template <>
-struct Fragment<float> {
-    float high[4], low[4];
-
-    template <class Layout>
-    __device__ void load(const float* slab, int channel, int position) {
-        const int group = threadIdx.x % kWarp / 4, member = threadIdx.x % 4;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const float x = slab[Layout::at(channel + i % 2 * 8 + group, position + i / 2 * 4 + member)];
-            high[i] = round_to_tf32(x);
-            low[i] = x - high[i];  // exact; mma_tf32 cuts its 12th bit off
-        }
-    }
-
-    // To nearest, ties away from zero. Bits below those of a tf32 need not be cleared: mma_tf32 does not see them, but
-    // the difference above does.
-    __device__ static float round_to_tf32(float x) {
-        return __builtin_bit_cast(float, (__builtin_bit_cast(std::uint32_t, x) + 0x1000u) & 0xffffe000u);
-    }
-};
-
-template <>
-struct Fragment<double> {
-    double values[4];
-
-    template <class Layout>
-    __device__ void load(const double* slab, int channel, int position) {
-        const int group = threadIdx.x % kWarp / 4, member = threadIdx.x % 4;
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            values[i] = slab[Layout::at(channel + i % 2 * 8 + group, position + i / 2 * 4 + member)];
-    }
-};
-
-// sums += left right^T for all of `left` and half h of `right`: 16 x 8 numbers, as mma_f64 lays them out.
-template <class T>
-__device__ void multiply(float (&sums)[4], const Fragment<T>& left, const Fragment<T>& right, int h) {
-    const std::uint32_t words[2] = {right.words[h], right.words[2 + h]};
-    mma_16bit<T>(sums, left.words, words);
-}
-
-__device__ inline void multiply(float (&sums)[4], const Fragment<float>& left, const Fragment<float>& right, int h) {
-    const float high[2] = {right.high[h], right.high[2 + h]}, low[2] = {right.low[h], right.low[2 + h]};
-    mma_tf32(sums, left.low, high);
-    mma_tf32(sums, left.high, low);
-    mma_tf32(sums, left.high, high);
-}
-
-__device__ inline void multiply(double (&sums)[4], const Fragment<double>& left, const Fragment<double>& right, int h) {
-    const double values[2] = {right.values[h], right.values[2 + h]};
-    mma_f64(sums, left.values, values);
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Operands in global memory, and slabs of them on their way to shared memory in the registers of the block.
 
 // What a thread moves: kWidth neighbouring channels, always the same, of every kStep-th position of a slab.
 template <class T, class Shape, int kEdge>
@@ -175,6 +69,62 @@ struct Positions {
         }
 
         __device__ void store(T* slab) const { Base::store(slab, height); }
+    };
+};
+
+// Squares of a linear layer's single positions, by way of which its diagonal is one product, (b * b)^T (a * a): the
+// samples take the place of positions, a slab of them that of a sample.
+template <class T>
+struct Squares {
+    using Element = Compute<T>;
+    struct Column {};
+
+    const T* data;
+    std::int64_t samples, positions, columns, sample_stride;  // positions: of a slab
+    bool aligned;                                             // to 16 bytes, in every row
+
+    __host__ __device__ std::int64_t weight_column(std::int64_t column) const { return column; }
+
+    template <class Shape, int kEdge>
+    struct Loader {
+        using Layout = Slab<Element, kEdge, Shape::kDepth>;
+        static constexpr int kShare = kEdge * Shape::kDepth / kTileThreads;  // elements of a thread
+        static constexpr int kWidth = kShare < 16 / sizeof(T) ? kShare : 16 / sizeof(T);
+        static constexpr int kVectors = kEdge / kWidth, kStep = kTileThreads / kVectors, kLoads = kShare / kWidth;
+
+        const Squares& x;
+        const T* data;
+        Vector<T, kWidth> values[kLoads];
+        int width, height;  // how many of the thread's columns, and of the slab's samples, exist
+
+        __device__ static int column() { return threadIdx.x % kVectors * kWidth; }
+        __device__ static int row(int load) { return threadIdx.x / kVectors + load * kStep; }
+
+        __device__ Loader(const Squares& x, std::int64_t group, std::int64_t first, Column*) : x(x) {
+            data = x.data + group * x.columns + first + column();
+            width = elements_left<kWidth>(x.columns, first + column());
+        }
+
+        // Beyond the last sample, that sample is read again.
+        __device__ void load(std::int64_t slab, std::int64_t) {
+            const std::int64_t first = slab * Shape::kDepth;
+            height = static_cast<int>(min(x.samples - first, std::int64_t{Shape::kDepth}));
+            load_vectors(values, width, x.aligned,
+                         [&](int i) { return data + (first + min(row(i), height - 1)) * x.sample_stride; });
+        }
+
+        __device__ void store(Element* slab) const {
+#pragma unroll
+            for (int i = 0; i < kLoads; ++i) {
+                Vector<Element, kWidth> squares{};
+#pragma unroll
+                for (int v = 0; v < kWidth; ++v) {
+                    const Element value = row(i) < height ? convert<Element>(values[i].values[v]) : Element{0};
+                    squares.values[v] = value * value;
+                }
+                *reinterpret_cast<Vector<Element, kWidth>*>(slab + Layout::at(column(), row(i))) = squares;
+            }
+        }
     };
 };
 

@@ -1,11 +1,11 @@
-// Kernels and launchers of moments.h. Figures in the comments are budgets and floors, not yet measured on a GPU: an
-// H200 has 132 multiprocessors, 67 TFLOP/s on float64 tensor cores (datasheet) and copies 4.3 TB/s.
+// Class sums and norm moments (moments.h). Figures in the comments are budgets and floors, not yet measured on a GPU:
+// an H200 has 132 multiprocessors and copies 4.3 TB/s.
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 
 #include "device.h"
+#include "feature_sets.h"
 #include "moments.h"
 
 namespace transferops::cuda {
@@ -14,35 +14,6 @@ namespace {
 // Columns that a lane takes at a time: one 16-byte load.
 template <class T>
 constexpr int kColumns = 16 / sizeof(T);
-
-// Whether the columns are whole vectors of `width` elements, each aligned to its size, and the shift can be read in
-// pairs.
-template <class T>
-bool vectors_aligned(const FeatureSets<T>& x, const double* shift, int width) {
-    return is_aligned(x.data, width * sizeof(T)) && is_aligned(shift, 16) && x.columns % width == 0 &&
-           x.row_stride % width == 0 && (x.sets == 1 || x.set_stride % width == 0);
-}
-
-// The first `width` of kWidth doubles at `source`, two per access if `aligned`; zeros for the others, and for no
-// source.
-template <int kWidth>
-__device__ void load_doubles(double (&values)[kWidth], const double* source, int width, bool aligned) {
-#pragma unroll
-    for (int v = 0; v < kWidth; v += 2) {
-        Vector<double, 2> pair{};
-        if (aligned) {
-            if (source && v < width) pair = *reinterpret_cast<const Vector<double, 2>*>(source + v);
-        } else {
-            if (source && v < width) pair.values[0] = source[v];
-            if (source && v + 1 < width) pair.values[1] = source[v + 1];
-        }
-        values[v] = pair.values[0];
-        values[v + 1] = pair.values[1];
-    }
-}
-
-// The address of `column`, or nullptr if there is no shift.
-__device__ const double* shift_at(const double* shift, std::int64_t column) { return shift ? shift + column : nullptr; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Sums of partial sums, the second pass of class_sums and norm_moments.
@@ -176,264 +147,6 @@ __global__ void __launch_bounds__(kSumThreads, 4)
         begin < end ? last - first + 1 : 0, columns,
         [=](std::int64_t p) { return class_partial(partials, chunks, columns, set, first + p, p == 0); },
         [=](std::int64_t column, double sum) { target[column] = sum; });
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Gram matrices. The output is cut into square tiles, of which those on and above the diagonal are computed, one block
-// each; where they are too few for the device, the reduction is split between blocks too, and a second kernel adds the
-// splits in order. `gram` reduces over rows, `sample_gram` over columns: the same kernel, reading its operands from
-// slabs of the features in shared memory that are either kDepth rows of kTile columns or kTile rows of kDepth columns.
-
-constexpr int kTile = 128;
-constexpr int kDepth = 16;
-constexpr int kGramThreads = 256;
-constexpr int kWarpRows = 64, kWarpColumns = 32;  // of the tile: two warps down, four across
-constexpr int kFragmentRows = kWarpRows / 16, kFragmentColumns = kWarpColumns / 8;  // blocks of mma_f64 in those
-static_assert(kDepth / 8 == 2);  // one operand is staged during each step of mma_f64
-static_assert(kGramThreads == kWarp * (kTile / kWarpRows) * (kTile / kWarpColumns));
-
-// A piece of the features in shared memory, in double and shifted, with the layout of global memory: consecutive
-// columns adjacent. The pitch is 4 modulo 16 doubles: then the 4 x 4 doubles that half a warp reads of a fragment are
-// in different banks, whichever index runs along the pitch.
-template <bool kOverRows>
-struct Slab {
-    static constexpr int kRows = kOverRows ? kDepth : kTile, kColumns = kOverRows ? kTile : kDepth;
-    static constexpr int kPitch = kColumns + 4;
-    static constexpr int kDoubles = kRows * kPitch;
-    static constexpr std::size_t kBytes = 2 * 2 * kDoubles * sizeof(double);  // two operands, two of each in turn
-    static constexpr int kPairs = kColumns / 2;                               // a thread moves two columns at a time
-    static constexpr int kRowStep = kGramThreads / kPairs;                    // of every kRowStep-th row
-    static constexpr int kLoads = kRows / kRowStep;
-    static_assert(kPitch % 16 == 4);
-
-    // Element `k` of the reduction for row or column `index` of the tile.
-    __device__ static int at(int index, int k) { return kOverRows ? k * kPitch + index : index * kPitch + k; }
-};
-
-// A slab on its way from global to shared memory, in the registers of the block.
-template <class T, bool kOverRows>
-struct Staged {
-    using Layout = Slab<kOverRows>;
-    Vector<T, 2> values[Layout::kLoads];
-    double shift[2];
-    int width, height;  // how many of the thread's two columns, and of the slab's rows, exist
-
-    __device__ static int slab_row(int load) { return threadIdx.x / Layout::kPairs + load * Layout::kRowStep; }
-    __device__ static int slab_column() { return threadIdx.x % Layout::kPairs * 2; }
-
-    // Beyond the last row, that row is read again; `store` makes it zero.
-    __device__ void load(const FeatureSets<T>& x, bool aligned, const double* offsets, std::int64_t row,
-                         std::int64_t column) {
-        column += slab_column();
-        width = elements_left<2>(x.columns, column);
-        height = static_cast<int>(min(x.rows - row, std::int64_t{Layout::kRows}));
-        load_doubles(shift, shift_at(offsets, column), width, aligned);
-        const T* source = x.data + row * x.row_stride + column;
-        load_vectors(values, width, aligned,
-                     [&](int i) { return source + min(slab_row(i), height - 1) * x.row_stride; });
-    }
-
-    __device__ void store(double* slab) const {
-#pragma unroll
-        for (int i = 0; i < Layout::kLoads; ++i) {
-            Vector<double, 2> pair;
-#pragma unroll
-            for (int v = 0; v < 2; ++v)
-                pair.values[v] = slab_row(i) < height && v < width ? to_double(values[i].values[v]) - shift[v] : 0.0;
-            *reinterpret_cast<Vector<double, 2>*>(slab + slab_row(i) * Layout::kPitch + slab_column()) = pair;
-        }
-    }
-};
-
-struct GramPlan {
-    std::int64_t size, tiles;  // of the matrix, of its upper triangle
-    int splits, slabs;         // of the reduction, of each split
-
-    std::int64_t workspace(std::int64_t sets) const { return splits > 1 ? sets * tiles * splits * kTile * kTile : 0; }
-};
-
-// Weighs the blocks that run at a time against the partial tiles written and read, in units of one slab at the peak
-// rate (2 * 128 * 128 * 16 / (67e12 / 132) s, about a microsecond).
-GramPlan plan_gram(std::int64_t sets, std::int64_t size, std::int64_t depth, int multiprocessors) {
-    constexpr double kBlockCost = 2, kPassCost = 3, kPartialCost = 0.06;  // start and end, another launch, 2 x 128 KiB
-    constexpr std::int64_t kMostPartials = 8;                             // per multiprocessor: 138 MB on 132
-    const std::int64_t edge = ceil_div(size, kTile), tiles = edge * (edge + 1) / 2, slabs = ceil_div(depth, kDepth);
-    GramPlan best{size, tiles, 1, static_cast<int>(slabs)};
-    double least = HUGE_VAL;
-    const std::int64_t most = kMostPartials * multiprocessors / std::max<std::int64_t>(sets * tiles, 1);
-    for (std::int64_t wanted = 1; wanted <= std::max<std::int64_t>(std::min(most, slabs), 1); ++wanted) {
-        const std::int64_t length = ceil_div(slabs, wanted);                   // of a split
-        const std::int64_t splits = length > 0 ? ceil_div(slabs, length) : 1;  // none of them empty
-        const std::int64_t blocks = sets * tiles * splits;
-        double cost = ceil_div(blocks, multiprocessors) * (length + kBlockCost);
-        if (splits > 1) cost += kPassCost + kPartialCost * blocks;
-        if (cost < least) {
-            least = cost;
-            best.splits = static_cast<int>(splits);
-            best.slabs = static_cast<int>(length);
-        }
-    }
-    return best;
-}
-
-// The place of an upper-triangular tile: tiles are counted down the columns, t = column (column + 1) / 2 + row.
-struct TilePlace {
-    int row, column;
-
-    __device__ explicit TilePlace(std::int64_t tile) : column(static_cast<int>((sqrt(8.0 * tile + 1) - 1) / 2)) {
-        while (tiles_before(column) > tile) --column;  // the root is rounded
-        while (tiles_before(column + 1) <= tile) ++column;
-        row = static_cast<int>(tile - tiles_before(column));
-    }
-
-    __device__ static std::int64_t tiles_before(std::int64_t column) { return column * (column + 1) / 2; }
-};
-
-// Where a thread's accumulators lie: fragment (m, n), half h, as mma_f64 leaves them.
-struct ThreadPlace {
-    int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-    int row = warp % (kTile / kWarpRows) * kWarpRows, column = warp / (kTile / kWarpRows) * kWarpColumns;
-    int group = lane / 4, member = lane % 4;
-};
-
-// Writes two neighbours of the upper triangle, and their mirror image. Each half is 64 contiguous bytes for some lanes.
-__device__ void write_symmetric(double* gram, std::int64_t size, const TilePlace& tile, const ThreadPlace& thread,
-                                int m, int n, int h, const double (&pair)[2]) {
-    const std::int64_t row = std::int64_t{tile.row} * kTile + thread.row + m * 16 + h * 8 + thread.group;
-    const std::int64_t column = std::int64_t{tile.column} * kTile + thread.column + n * 8 + thread.member * 2;
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-        if (row <= column + e && column + e < size) {
-            gram[row * size + column + e] = pair[e];
-            gram[(column + e) * size + row] = pair[e];
-        }
-    }
-}
-
-// Partial tiles are kept in the order of the accumulators: neighbouring threads write neighbouring pairs.
-__device__ double* partial_pair(double* partials, std::int64_t tile, int m, int n, int h) {
-    return partials + tile * kTile * kTile + (((m * kFragmentColumns + n) * 2 + h) * kGramThreads + threadIdx.x) * 2;
-}
-
-// sums += (operand `left`, 8 of the reduction from `k` on)^T (operand `right`) for the warp's part of the tile.
-template <bool kOverRows>
-__device__ void multiply(double (&sums)[kFragmentRows][kFragmentColumns][4], const double* left, const double* right,
-                         const ThreadPlace& thread, int k) {
-    using Layout = Slab<kOverRows>;
-    double a[kFragmentRows][4];
-#pragma unroll
-    for (int m = 0; m < kFragmentRows; ++m)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-            a[m][i] = left[Layout::at(thread.row + m * 16 + i % 2 * 8 + thread.group, k + i / 2 * 4 + thread.member)];
-#pragma unroll
-    for (int n = 0; n < kFragmentColumns; ++n) {
-        double b[2];
-#pragma unroll
-        for (int j = 0; j < 2; ++j)
-            b[j] = right[Layout::at(thread.column + n * 8 + thread.group, k + j * 4 + thread.member)];
-#pragma unroll
-        for (int m = 0; m < kFragmentRows; ++m) mma_f64(sums[m][n], a[m], b);
-    }
-}
-
-// One block per tile, split and set. While the warps multiply one pair of slabs in shared memory, the next is on its
-// way to registers; one barrier per slab. 256 threads (8 warps of 64 x 32), at most 255 registers (128 of them
-// accumulators), 66 KiB (over rows) or 80 KiB (over columns) of shared memory: one block, 2 warps per scheduler, 16
-// independent chains of mma_f64 each. Floor: N D^2 flops for `gram` (half the matrix), N D^2 / 67e12 s; diagonal tiles
-// are computed whole, so 1 + 128 / D of that. A slab takes 2048 clocks of the tensor cores at the peak rate, 1024 of
-// shared memory (768 reads, 256 writes) and 256 of the conversion unit; global memory sees 16 KiB of float per 2048
-// clocks and multiprocessor, from L2.
-template <class T, bool kOverRows>
-__global__ void __launch_bounds__(kGramThreads, 1)
-    gram_tiles(FeatureSets<T> x, bool aligned, const double* shift, double* gram, double* partials, GramPlan plan) {
-    using Layout = Slab<kOverRows>;
-    // Tiles run fastest: blocks that run together read the same part of the features.
-    const std::int64_t tile_number = blockIdx.x % plan.tiles;
-    const int split = static_cast<int>(blockIdx.x / plan.tiles % plan.splits);
-    const std::int64_t set = blockIdx.x / plan.tiles / plan.splits;
-    const TilePlace tile(tile_number);
-    const ThreadPlace thread;
-    x.data += set * x.set_stride;
-    if (shift) shift += set * x.columns;
-
-    double* const slabs = dynamic_shared();
-    const auto slab_at = [&](int number, int operand) { return slabs + (number % 2 * 2 + operand) * Layout::kDoubles; };
-    Staged<T, kOverRows> staged;  // one operand of the next slab at a time: there are no registers for both
-    const auto load = [&](int number, int operand) {
-        const int edge = operand == 0 ? tile.row : tile.column;
-        staged.load(x, aligned, shift, std::int64_t{kOverRows ? number : edge} * Layout::kRows,
-                    std::int64_t{kOverRows ? edge : number} * Layout::kColumns);
-    };
-
-    const std::int64_t depth = kOverRows ? x.rows : x.columns;
-    const int begin = split * plan.slabs;
-    const int end = static_cast<int>(min(std::int64_t{begin} + plan.slabs, ceil_div(depth, kDepth)));
-    double sums[kFragmentRows][kFragmentColumns][4] = {};
-    for (int operand = 0; operand < 2 && begin < end; ++operand) {
-        load(begin, operand);
-        staged.store(slab_at(begin, operand));
-    }
-    for (int number = begin; number < end; ++number) {
-        __syncthreads();  // this slab is complete, and no warp reads the previous one any more
-#pragma unroll
-        for (int step = 0; step < kDepth / 8; ++step) {
-            if (number + 1 < end) load(number + 1, step);
-            multiply<kOverRows>(sums, slab_at(number, 0), slab_at(number, 1), thread, step * 8);
-            if (number + 1 < end) staged.store(slab_at(number + 1, step));
-        }
-    }
-
-#pragma unroll
-    for (int m = 0; m < kFragmentRows; ++m)
-#pragma unroll
-        for (int n = 0; n < kFragmentColumns; ++n)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const double pair[2] = {sums[m][n][2 * h], sums[m][n][2 * h + 1]};
-                if (plan.splits > 1)
-                    store_vector(partial_pair(partials, blockIdx.x, m, n, h), pair, 2, true);
-                else
-                    write_symmetric(gram + set * plan.size * plan.size, plan.size, tile, thread, m, n, h, pair);
-            }
-}
-
-// One block per tile, set and row m of fragments: adds the splits in order. 256 threads, at most 128 registers, no
-// shared memory: 2 blocks per multiprocessor, 8 loads of 16 bytes in flight per thread. Floor: 128 KiB per partial tile
-// at 4.3 TB/s, 0.03 us.
-__global__ void __launch_bounds__(kGramThreads, 2) gram_finish(double* gram, double* partials, GramPlan plan) {
-    const std::int64_t set = blockIdx.x / plan.tiles, tile_number = blockIdx.x % plan.tiles;
-    const TilePlace tile(tile_number);
-    const ThreadPlace thread;
-    const int m = blockIdx.y;
-    double sums[kFragmentColumns][2][2] = {};
-    for (int split = 0; split < plan.splits; ++split) {
-        const std::int64_t partial = (set * plan.splits + split) * plan.tiles + tile_number;
-        Vector<double, 2> pairs[kFragmentColumns * 2];
-        load_vectors(pairs, 2, true, [&](int i) { return partial_pair(partials, partial, m, i / 2, i % 2); });
-#pragma unroll
-        for (int i = 0; i < kFragmentColumns * 2; ++i)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) sums[i / 2][i % 2][e] += pairs[i].values[e];
-    }
-#pragma unroll
-    for (int n = 0; n < kFragmentColumns; ++n)
-#pragma unroll
-        for (int h = 0; h < 2; ++h)
-            write_symmetric(gram + set * plan.size * plan.size, plan.size, tile, thread, m, n, h, sums[n][h]);
-}
-
-template <bool kOverRows, class T>
-cudaError_t launch_gram(const FeatureSets<T>& x, const double* shift, double* gram, double* workspace,
-                        int multiprocessors, cudaStream_t stream) {
-    const GramPlan plan =
-        plan_gram(x.sets, kOverRows ? x.columns : x.rows, kOverRows ? x.rows : x.columns, multiprocessors);
-    const cudaError_t error =
-        launch(gram_tiles<T, kOverRows>, Grid{x.sets * plan.tiles * plan.splits, 1}, kGramThreads,
-               Slab<kOverRows>::kBytes, stream, x, vectors_aligned(x, shift, 2), shift, gram, workspace, plan);
-    if (error != cudaSuccess || plan.splits == 1) return error;
-    return launch(gram_finish, Grid{x.sets * plan.tiles, kFragmentRows}, kGramThreads, 0, stream, gram, workspace,
-                  plan);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -577,26 +290,6 @@ std::int64_t class_sums_workspace(std::int64_t sets, std::int64_t rows, std::int
 }
 
 template <class T>
-cudaError_t gram(const FeatureSets<T>& features, const double* shift, double* gram, double* workspace,
-                 int multiprocessors, cudaStream_t stream) {
-    return launch_gram<true>(features, shift, gram, workspace, multiprocessors, stream);
-}
-
-std::int64_t gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns, int multiprocessors) {
-    return plan_gram(sets, columns, rows, multiprocessors).workspace(sets);
-}
-
-template <class T>
-cudaError_t sample_gram(const FeatureSets<T>& features, const double* shift, double* gram, double* workspace,
-                        int multiprocessors, cudaStream_t stream) {
-    return launch_gram<false>(features, shift, gram, workspace, multiprocessors, stream);
-}
-
-std::int64_t sample_gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns, int multiprocessors) {
-    return plan_gram(sets, rows, columns, multiprocessors).workspace(sets);
-}
-
-template <class T>
 cudaError_t norm_moments(const FeatureSets<T>& features, const double* shift, double* cubic, double* quartic,
                          double* workspace, cudaStream_t stream) {
     const Chunks chunks = norm_chunks(features.sets, features.rows);
@@ -616,8 +309,6 @@ std::int64_t norm_moments_workspace(std::int64_t sets, std::int64_t rows, std::i
 #define TRANSFEROPS_INSTANTIATE(T)                                                                                 \
     template cudaError_t class_sums(const FeatureSets<T>&, const std::int64_t*, const std::int64_t*, std::int64_t, \
                                     const double*, double*, double*, cudaStream_t);                                \
-    template cudaError_t gram(const FeatureSets<T>&, const double*, double*, double*, int, cudaStream_t);          \
-    template cudaError_t sample_gram(const FeatureSets<T>&, const double*, double*, double*, int, cudaStream_t);   \
     template cudaError_t norm_moments(const FeatureSets<T>&, const double*, double*, double*, double*, cudaStream_t);
 TRANSFEROPS_INSTANTIATE(float)
 TRANSFEROPS_INSTANTIATE(double)

@@ -1,10 +1,10 @@
 // First and second moments of feature sets, and the fourth-order ones of shrinkage, on CUDA devices; free of torch.
 //
-// y_n = x_n - shift throughout. Arithmetic and outputs are float64 whatever the element type; T is float, double,
-// float16 or bfloat16. Every sum has a fixed order: results are bit for bit the same from run to run. A workspace is
-// scratch of as many doubles as its function returns, aligned to 16 bytes (nullptr where that is 0). `shift` is
-// [sets, columns], or nullptr for 0. Outputs are contiguous, may have any alignment and are fully written, also for
-// empty inputs. Nothing here allocates or synchronises.
+// y_n = x_n - shift throughout. Arithmetic (but in narrow_gram) and outputs are float64 whatever the element type; T is
+// float, double, float16 or bfloat16. Every sum has a fixed order: results are bit for bit the same from run to run. A
+// workspace is scratch of as many doubles as its function returns, aligned to 16 bytes (nullptr where that is 0).
+// `shift` is [sets, columns], or nullptr for 0. Outputs are contiguous, may have any alignment and are fully written,
+// also for empty inputs. Nothing here allocates or synchronises.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -37,6 +37,18 @@ template <class T>
 cudaError_t gram(const FeatureSets<T>& features, const double* shift, double* gram, double* workspace,
                  int multiprocessors, cudaStream_t stream);
 std::int64_t gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns, int multiprocessors);
+
+// What the rows y_n of a Gram matrix are rounded to before they are multiplied: float, of which products are float32's,
+// or numbers of 11 (tf32) and 8 (bfloat16) significant bits. Sums are double beyond 1024 or 2048 rows.
+enum class Precision { kFloat32, kTf32, kBfloat16 };
+
+// `gram` on the narrow tensor cores. With u = 2^-24 an entry is within (8 + 4 + 12 + 64) u, 2^-10 + 2^-14 or 2^-7 +
+// 2^-14 of sum_n |y_ni y_nj|, where the tensor cores' sums are rounded once a step.
+template <class T>
+cudaError_t narrow_gram(const FeatureSets<T>& features, const double* shift, Precision precision, double* gram,
+                        double* workspace, int multiprocessors, cudaStream_t stream);
+std::int64_t narrow_gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns, Precision precision,
+                                   int multiprocessors);
 
 // gram[sets, rows, rows]: the inner products <y_n, y_m>; otherwise as `gram`.
 template <class T>
