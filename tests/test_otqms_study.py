@@ -120,12 +120,17 @@ class TestSummary:
             (
                 [0.9, 0.8],
                 [0.7, 0.6],
-                "Its accuracy is 20.0 points (± 0.0) above all-sources, a clear difference.",
+                "Its accuracy is 20.0 points (± 0.0) above all-sources, no clear difference.",  # of two seeds
+            ),
+            (
+                [0.9, 0.91, 0.92],
+                [0.7, 0.72, 0.71],
+                "Its accuracy is 20.0 points (± 0.6) above all-sources, a clear difference.",
             ),
             (
                 [0.7, 0.6],
                 [0.9, 0.9],
-                "Its accuracy is 25.0 points (± 5.0) below all-sources, a clear difference.",
+                "Its accuracy is 25.0 points (± 5.0) below all-sources, no clear difference.",
             ),
             (
                 [0.9, 0.7],
@@ -145,6 +150,13 @@ class TestSummary:
             "most of near (50%), least of far (0%)."
         )
         assert conclusions(made_up_study(ours, theirs)) == [first, sentence]
+
+    def test_an_epoch_that_takes_nothing_is_told_as_such(self) -> None:
+        run = made_up_trial(0, 0.9, [60, 0], 1.5).run
+        assert run.allocated is run.kept
+        finish = dataclasses.replace(run.epochs[1], epoch=3, phase="finish")
+        finished = dataclasses.replace(run, epochs=(*run.epochs, finish), kept_epoch=3)
+        assert finished.allocated is run.epochs[1]
 
 
 def test_the_guard_is_quoted() -> None:

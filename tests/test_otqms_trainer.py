@@ -179,7 +179,7 @@ class TestTrainer:
         model = FeatureNet(FEATURES, CLASSES, hidden=0)
 
         def flat(m: nn.Module) -> torch.Tensor:
-            return torch.cat([m[0].weight, m[0].bias[:, None]], 1).double().flatten()  # type: ignore[index]
+            return torch.cat([m[0].weight, m[0].bias[:, None]], 1).double().flatten()
 
         sources = ours.source_models()
         with torch.no_grad():
@@ -239,6 +239,12 @@ class TestTrainer:
         arguments: dict[str, Any] = {"model": network, "target": TARGET, "sources": SOURCES, **change}
         with pytest.raises(ValueError, match=exactly(message)):
             OTQMS(**arguments)
+
+    def test_one_sample_has_no_halves(self) -> None:
+        message = "target: expected at least 2 samples for a survey, which compares models of two halves, got 1"
+        options = dataclasses.replace(FAST, early_stopping=False)
+        with pytest.raises(ValueError, match=exactly(message)):
+            OTQMS(network, TARGET.subset(torch.arange(1)), SOURCES, options=options).fit("recommended")
 
     def test_unknown_strategy(self) -> None:
         message = f"strategy: expected names among {', '.join(STRATEGIES)}, got 'all'"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -38,9 +39,9 @@ def network() -> nn.Module:
 
 
 def trainer(folder: Path | None = None, options: TrainingOptions = OPTIONS, **changes: Any) -> OTQMS:
-    arguments = {"validation": task(5, 4), "seed": 0, **changes}
     sources = {"near": task(1, 20), "far": task(2, 16, 1)}
-    return OTQMS(network, task(0, 5), sources, options=options, checkpoint=folder, **arguments)
+    arguments = {"sources": sources, "validation": task(5, 4), "seed": 0, **changes}
+    return OTQMS(network, task(0, 5), options=options, checkpoint=folder, **arguments)
 
 
 def same(a: TrainingRun, b: TrainingRun) -> bool:
@@ -151,6 +152,9 @@ class TestResume:
         options = dataclasses.replace(OPTIONS, lr=0.5)
         with pytest.raises(ValueError, match=rf"^checkpoint: expected a run with option lr 0.5 in {path}, got 0.002$"):
             trainer(tmp_path, options).fit("target-only")
+        moved = TensorSamples(task(2, 16, 1).inputs + 1e-3, task(2, 16, 1).labels)
+        with pytest.raises(ValueError, match=r"^checkpoint: expected a run with samples "):
+            trainer(tmp_path, sources={"near": task(1, 20), "far": moved}).fit("target-only")
         fewer = dataclasses.replace(OPTIONS, checkpoint_steps=3, workers=0)
         assert len(trainer(tmp_path, fewer).fit("target-only").epochs) == 4
 
@@ -252,6 +256,42 @@ class TestLog:
         log("quantities", 0, self.record(1))
         entries = read_log(path)
         assert [(e["strategy"], e["train_loss"]) for e in entries] == [("weights", 0.25), ("quantities", 0.5)]
+
+    def test_killed_at_any_byte_of_a_line(self, tmp_path: Path) -> None:
+        """What was whole stays, what was not goes, and the file is one object per line again."""
+        path = tmp_path / "log.jsonl"
+        log = EpochLog(path)
+        for epoch in (1, 2, 3):
+            log("weights", 0, self.record(epoch))
+        lines = path.read_bytes().splitlines(keepends=True)
+        for kept in range(len(lines[2])):
+            path.write_bytes(b"".join(lines[:2]) + lines[2][:kept])
+            whole = 3 if kept == len(lines[2]) - 1 else 2  # only the newline is missing
+            assert len(read_log(path)) == whole
+            EpochLog(path)("weights", 0, self.record(4))
+            epochs = [json.loads(line)["epoch"] for line in path.read_text().splitlines()]
+            assert epochs == [*range(1, whole + 1), 4]
+
+    def test_what_is_no_log_is_kept(self, tmp_path: Path) -> None:
+        path = tmp_path / "notes"
+        path.write_bytes(b"what I noted")
+        EpochLog(path)("weights", 0, self.record(1))
+        assert path.read_bytes().startswith(b"what I noted\n{")
+        assert [entry["epoch"] for entry in read_log(path)] == [1]
+
+    def test_a_line_is_on_the_disk_when_the_epoch_is_noted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(_: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        log = EpochLog(tmp_path / "log.jsonl")
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            log("weights", 0, self.record(1))
+
+    def test_a_device(self) -> None:
+        EpochLog(os.devnull)("weights", 0, self.record(1))
 
     def test_tensorboard(self, tmp_path: Path) -> None:
         pytest.importorskip("tensorboard")

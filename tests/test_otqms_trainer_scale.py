@@ -304,8 +304,10 @@ class TestReport:
         assert table.count("\n| ") >= len(run.epochs) + 3
         assert f"| **{run.kept_epoch}** |" in table
 
-    def test_of_a_survey(self, trainer: OTQMS) -> None:
+    def test_of_a_survey(self) -> None:
         """Explained by what the decision was taken by: the survey's matrix and d, all labelled samples, its rule."""
+        options = dataclasses.replace(OPTIONS, screen=False)
+        trainer = OTQMS(network, TARGET, SOURCES, validation=VALIDATION, options=options)
         run, found = trainer.fit("shares"), trainer._prepared.survey(all_labels=True)
         report = trainer.report(run)
         assert run.gram is found.gram

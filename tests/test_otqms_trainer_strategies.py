@@ -242,7 +242,7 @@ class TestDecisions:
 
     def test_a_survey(self) -> None:
         """A and d at the mean of the halves' models, all from the common start; the decision follows from both."""
-        ours = trainer(source_steps=5)
+        ours = trainer(source_steps=5, screen=False)
         found = ours._prepared.survey(all_labels=True)
         assert found.gram.shape == (3, 3)
         assert found.gram[0, 0] < found.gram[1, 1]
@@ -287,7 +287,7 @@ class TestDecisions:
         """The survey is then of the training samples alone, and with early stopping off of all, but once."""
         name = only(Phase(decisions.surveyed_shares, start="survey", epochs=1), surveys=True)
         for early, samples in ((True, 15), (False, 27)):
-            ours = trainer(early_stopping=early)
+            ours = trainer(early_stopping=early, screen=False)
             assert ours.fit(name).epochs[0].samples == math.ceil((samples + 117) / 2)
             assert set(ours._prepared._surveys) == {not early}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -63,8 +64,9 @@ def surveyed_shares(situation: Situation) -> Decision:
     samples in it.
     """
     survey = situation.survey()
-    found = akaike_shares(survey.gram, situation.target_samples, situation.source_samples, survey.dimension)
-    return _drawn(situation, np.array([found.target, *found.sources]), found.risk)
+    available = survey.available(situation.source_samples)
+    found = akaike_shares(survey.gram, situation.target_samples, available, survey.dimension)
+    return _drawn(situation, np.array([found.target, *found.sources]), found.risk, available)
 
 
 def surveyed_quantities(situation: Situation) -> Decision:
@@ -73,9 +75,10 @@ def surveyed_quantities(situation: Situation) -> Decision:
     A round is the target's samples once and the quantities of each source, other samples of it in every round.
     """
     survey, target = situation.survey(), situation.target_samples
-    allocation = allocate(survey.gram, target, situation.source_samples, survey.dimension)
+    available = survey.available(situation.source_samples)
+    allocation = allocate(survey.gram, target, available, survey.dimension)
     masses = np.array([target, *allocation.quantities])
-    return _drawn(situation, masses / masses.sum(), float(allocation.risk))
+    return _drawn(situation, masses / masses.sum(), float(allocation.risk), available)
 
 
 def budget(situation: Situation) -> Decision:
@@ -104,12 +107,12 @@ def uniform(situation: Situation) -> Decision:
     return Decision(tuple(whole.tolist()))
 
 
-def _drawn(situation: Situation, masses: FloatArray, risk: float) -> Decision:
+def _drawn(situation: Situation, masses: FloatArray, risk: float, available: Sequence[int]) -> Decision:
     """Draws in proportion to ``masses``, of sum 1: as many as the budget allows, or half as many as there are samples.
 
     The target's come in several rounds.
     """
-    total = situation.budget or math.ceil((situation.target_samples + sum(situation.source_samples)) / 2)
+    total = situation.budget or math.ceil((situation.target_samples + sum(available)) / 2)
     if situation.budget_seconds is not None:
         total = max(math.floor(situation.budget_seconds / float(masses @ np.array(situation.costs()))), 1)
     drawn = largest_remainder(masses * total, np.full(len(masses), total), np.ones(len(masses)))

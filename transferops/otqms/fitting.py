@@ -51,7 +51,8 @@ def fit(
         on_epoch=on_epoch,
     )
     model = run.complete()
-    return TrainingRun(strategy, tuple(run.records), run.kept_epoch, preparation, model, run.gram)
+    told = prepared.screening.sentences if plan.surveys else ()
+    return TrainingRun(strategy, tuple(run.records), run.kept_epoch, preparation, model, run.gram, screening=told)
 
 
 def _prepare(prepared: Preparation, plan: Strategy) -> float:

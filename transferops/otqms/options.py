@@ -42,6 +42,8 @@ class TrainingOptions:
             is not worse than "target-only" and "all-sources" beyond chance, and otherwise to train the better of
             these two in its place. Costs a training for each fold and each of the three.
         folds: Parts that cross-validation cuts the target's samples into; no more than the rarest class has samples.
+        screen: Whether strategies that survey leave out sources whose labels are arbitrary as far as the target's
+            go, see :func:`transferops.otqms.screening.screen`.
         lr: Learning rate.
         batch_size: Largest batch, over all processes.
         min_steps: Fewest optimiser steps in an epoch; the samples are passed over repeatedly to reach it.
@@ -88,6 +90,7 @@ class TrainingOptions:
     patience: int = 15
     guard: bool = False
     folds: int = 5
+    screen: bool = True
     lr: float = 8e-3
     batch_size: int = 64
     min_steps: int = 20

@@ -6,12 +6,13 @@ import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from time import perf_counter
 
 import torch
 from torch import nn
 
 from transferops import _checkpoint as checkpoint
-from transferops.otqms import costs, discrepancy, survey
+from transferops.otqms import costs, discrepancy, screening, survey
 from transferops.otqms.averaging import midpoint
 from transferops.otqms.discrepancy import State
 from transferops.otqms.distributed import World
@@ -20,9 +21,13 @@ from transferops.otqms.phases import Anchor, Decision, Phase, Situation, target_
 from transferops.otqms.pool import Pool
 from transferops.otqms.records import EpochRecord
 from transferops.otqms.run import Run
+from transferops.otqms.sampling import draw
+from transferops.otqms.screening import LabelVerdicts, Screening, Sources, judge_labels
 from transferops.otqms.surroundings import Surroundings, stream_seed
 from transferops.otqms.survey import Survey
-from transferops.otqms.training import evaluate
+from transferops.otqms.training import evaluate, predict
+
+_SCREENED_SAMPLES = 2048  # of a source: enough to tell one of use from one with arbitrary labels
 
 
 class Preparation:
@@ -57,7 +62,8 @@ class Preparation:
         self._supplied = supplied
         self._whole = whole
         self._surveys: dict[bool, Survey] = {}
-        self._starts: dict[bool, tuple[nn.Module, float]] = {}
+        self._starts: dict[Sources, tuple[nn.Module, float]] = {}
+        self._judging_seconds = 0.0
         self._anchors: dict[Anchor, tuple[nn.Module, float]] = {}
         self._anchor_grams: dict[Anchor, torch.Tensor] = {}
 
@@ -164,8 +170,13 @@ class Preparation:
         all_labels = all_labels or self.around is self.labelled
         if all_labels in self._surveys:
             return self._surveys[all_labels]
-        common, seconds = self._common_start(all_labels)
         around, batch = self.labelled if all_labels else self.around, self.options.batch_size
+        generator = torch.Generator().manual_seed(stream_seed(self.around.seed, "halves"))
+        parts = survey.halves(around.samples, generator)
+        screened = self.screening
+        common = self._common_start(screened.kept)[0]
+        starts = {*screened.judges[1:], screened.kept}  # the first judge is the target's model
+        seconds = self._judging_seconds + sum(self._common_start(sources)[1] for sources in starts)
         start = dataclasses.replace(around, validation=None, watched=None, initial=common)
         suffix = "-all" if all_labels else ""
 
@@ -180,8 +191,6 @@ class Preparation:
             self._stored(trained(f"source-{i}{suffix}", name, survey.source_probe(i, batch), start))
             for i, name in enumerate(self.source_names)
         ]
-        generator = torch.Generator().manual_seed(stream_seed(self.around.seed, "halves"))
-        parts = survey.halves(start.samples, generator)
         sizes, models = [len(part) for part in parts], []
         for name, part in zip(("first", "second"), parts, strict=True):
             half = dataclasses.replace(start, samples=Pool({"target": part}, self.device))
@@ -192,19 +201,47 @@ class Preparation:
         apart = gram[-1, -1] + gram[-2, -2] - 2 * gram[-1, -2]
         measured = survey.measured_dimension(float(apart), *sizes)
         sources = len(self.source_names)
-        self._surveys[all_labels] = Survey(gram[:sources, :sources].contiguous(), measured, seconds)
+        self._surveys[all_labels] = Survey(gram[:sources, :sources].contiguous(), measured, seconds, screened)
         return self._surveys[all_labels]
 
-    def _common_start(self, all_labels: bool) -> tuple[nn.Module, float]:
-        """The model that a survey starts from and the seconds its training took."""
+    @cached_property
+    def screening(self) -> Screening:
+        """Which sources mean the same by their labels as the target, judged without the validation samples."""
+        if not self.options.screen or self.classes < 2:
+            return Screening(tuple(range(len(self.source_names))))
+        return screening.screen(self.source_names, self._judge_labels)
+
+    def _judge_labels(self, admitted: Sources, others: Sources) -> LabelVerdicts:
+        """What a model of the sources admitted so far, or of the target, makes of the labels of the others."""
+        if admitted:
+            model = self._common_start(admitted)[0]
+        else:
+            model, self._judging_seconds = self.anchor("exact")
+        clock = perf_counter()
+        probabilities, labels = [], []
+        for source in others:
+            generator = torch.Generator().manual_seed(stream_seed(self.around.seed, f"screening/{source}"))
+            own, positions = self.samples.part_labels(source + 1), self.samples.positions(source + 1)
+            chosen = positions[draw(own, min(len(own), _SCREENED_SAMPLES), generator)]
+            found = predict(model, self.samples, chosen)
+            self._world.send([found])  # so that no two processes can judge differently
+            probabilities.append(found.numpy())
+            labels.append(self.samples.labels[chosen].numpy())
+        verdicts = judge_labels(probabilities, labels)
+        self._judging_seconds += perf_counter() - clock
+        return verdicts
+
+    def _common_start(self, sources: Sources) -> tuple[nn.Module, float]:
+        """A model trained on these sources, without the target, and the seconds that took."""
         if self._whole is not None:
-            return self._whole._common_start(True)
-        if all_labels not in self._starts:
-            around = dataclasses.replace(self.labelled if all_labels else self.around, validation=None, watched=None)
-            name = "warm-up-all" if all_labels else "warm-up"
-            run = self.run(name, "warm-up", (survey.warm_up(),), around=around)
-            self._starts[all_labels] = run.complete(), run.seconds
-        return self._starts[all_labels]
+            return self._whole._common_start(sources)
+        if sources not in self._starts:
+            around = dataclasses.replace(self.labelled, validation=None, watched=None)
+            some = len(sources) < len(self.source_names)
+            name = "warm-up" + (f"-{sum(1 << source for source in sources):x}" if some else "")
+            run = self.run(name, "warm-up", (survey.warm_up(sources),), around=around)
+            self._starts[sources] = run.complete(), run.seconds
+        return self._starts[sources]
 
     def anchor(self, anchor: Anchor) -> tuple[nn.Module, float]:
         """A model trained on the target alone and the seconds its training took."""
@@ -218,7 +255,7 @@ class Preparation:
         """The state that a phase of ``run`` starts from."""
         if start == "best-source":
             return self._best_source()
-        return self._common_start(run.around is self.labelled)[0].state_dict()
+        return self._common_start(self.screening.kept)[0].state_dict()
 
     def _best_source(self) -> State:
         """The state of the source model of least cross-entropy on the target's labelled samples."""

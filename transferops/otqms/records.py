@@ -55,6 +55,7 @@ class TrainingRun:
         gram: A = Theta^T J Theta, float64 ``[K, K]``, as it was last computed; ``None`` if never.
         replaced_by: The strategy that the guard had trained in the place of this one; ``None``: it did not.
         verdicts: What the guard found and decided, in sentences; empty without it.
+        screening: What was found about sources that are not admitted at once, rejected ones among them, in sentences.
         cross_validation_seconds: Wall time of trainings with samples held out, for the guard and early stopping by
             folds; trainings that several strategies need are counted with the first.
     """
@@ -67,6 +68,7 @@ class TrainingRun:
     gram: torch.Tensor | None = field(default=None, repr=False)
     replaced_by: str | None = None
     verdicts: tuple[str, ...] = ()
+    screening: tuple[str, ...] = ()
     cross_validation_seconds: float = 0.0
 
     @property
@@ -76,12 +78,13 @@ class TrainingRun:
 
     @property
     def allocated(self) -> EpochRecord:
-        """The last record up to the kept one of an epoch with samples of a source; the kept one if none has.
+        """The last record up to the kept one of a phase with samples of a source; the kept one if none has.
 
         Where the last phase trains on the target alone, this is what the phase before it took.
         """
-        taking = [record for record in self.epochs[: self.kept_epoch] if any(record.quantities.values())]
-        return taking[-1] if taking else self.kept
+        before = self.epochs[: self.kept_epoch]
+        phases = {record.phase for record in before if any(record.quantities.values())}
+        return [record for record in before if record.phase in phases or not phases][-1]
 
     @property
     def samples_per_epoch(self) -> float:

@@ -53,7 +53,8 @@ class Report:
         run: The run.
         sources: The names of the sources, in the order of its Gram matrix.
         values: What each source is worth, the most helpful first; empty if no Gram matrix was computed.
-        verdicts: In words, what the guard decided (:func:`transferops.otqms.guard.choose`); then why the target and
+        verdicts: In words, what the screening of the sources found (:func:`transferops.otqms.screening.screen`) and
+            what the guard decided (:func:`transferops.otqms.guard.choose`); then why the target and
             each source have the share they have (:func:`transferops.otqms.akaike.explain_shares`), or which sources
             are of use (:func:`transferops.otqms.guard.judge_sources`). Empty without guard and Gram matrix.
     """

@@ -34,6 +34,7 @@ def to_json(study: Study, **about: Any) -> dict[str, Any]:
         * ``allocation_seconds``: the part of it for Fisher information and allocation.
         * ``source_model_seconds``: wall time of the source models where the strategy uses them, else 0.
         * ``cross_validation_seconds``: wall time of trainings with samples held out, for guard and early stopping.
+        * ``screening``: what was found about sources that were not admitted at once, sentences.
         * ``guard``: what the guard compared and decided, sentences; none without it.
         * ``replaced_by``: the strategy that the guard had trained in its place; ``null``: none.
         * ``kept_epoch``: the epoch of the tested model, counted from 1.
@@ -98,6 +99,7 @@ def _strategy(trials: Sequence[Trial], sources: Sequence[str]) -> dict[str, Any]
         "allocation_seconds": [run.allocation_seconds for run in runs],
         "source_model_seconds": [run.source_model_seconds for run in runs],
         "cross_validation_seconds": [run.cross_validation_seconds for run in runs],
+        "screening": [list(run.screening) for run in runs],
         "guard": [list(run.verdicts) for run in runs],
         "replaced_by": [run.replaced_by for run in runs],
         "kept_epoch": [run.kept_epoch for run in runs],

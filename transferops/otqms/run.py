@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from transferops import __version__
 from transferops import _checkpoint as checkpoint
 from transferops._validate import fail
 from transferops.otqms.augmentation import draw_offsets
@@ -363,9 +364,10 @@ class Run:
             "planned epochs": self._planned,
             **{f"option {key}": value for key, value in options.items()},
             "parts": dict(zip(around.samples.names, around.samples.sizes, strict=True)),
-            "labels": hashlib.sha256(around.samples.labels.numpy().tobytes()).hexdigest()[:16],
+            "samples": hashlib.sha256(around.samples.content().encode()).hexdigest()[:16],
             "parameters": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16],
             "torch": torch.__version__,
+            "transferops": __version__,
         }
 
     @contextmanager

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, stdev
 
+from transferops._paired import in_words
 from transferops.otqms.records import EpochRecord, TrainingRun
 from transferops.otqms.study import Study, Trial
 
 _ROUNDING = 1e-6
-_CLEAR = 2.0  # standard errors of the paired difference
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,10 @@ def summarize(study: Study) -> list[StrategySummary]:
 
 
 def conclusions(study: Study) -> list[str]:
-    """Plain sentences: what the guard decided, what was taken from where, and whether it paid."""
-    sentences = [
-        f"Seed {trial.seed}: {trial.run.verdicts[-1]}."
-        for trials in study.trials.values()
-        for trial in trials
-        if trial.run.verdicts
-    ]
+    """Plain sentences: which sources and strategies were given up, what was taken from where, and whether it paid."""
+    runs = [(trial.seed, trial.run) for trials in study.trials.values() for trial in trials]
+    told = [(seed, sentence) for seed, run in runs for sentence in (*run.screening, *run.verdicts[-1:])]
+    sentences = [f"Seed {seed}: {sentence}." for seed, sentence in dict.fromkeys(told)]
     for summary in summarize(study):
         if not summary.predicts:
             continue
@@ -109,12 +106,4 @@ def _taken(summary: StrategySummary, study: Study) -> str:
 def _compared(name: str, other: str, study: Study) -> str:
     """``name`` against ``other`` by the differences seed by seed: splits and initialisations are shared."""
     pairs = zip(study.trials[name], study.trials[other], strict=True)
-    difference = Mean.of([100 * (a.accuracy - b.accuracy) for a, b in pairs])
-    side = "above" if difference.value >= 0 else "below"
-    size = f"{abs(difference.value):.1f} points"
-    if difference.error is None:
-        return f"Its accuracy is {size} {side} {other}; one seed cannot say how sure that is."
-    size += f" (± {difference.error:.1f})"
-    if abs(difference.value) > _CLEAR * difference.error:
-        return f"Its accuracy is {size} {side} {other}, a clear difference."
-    return f"Its accuracy is {size} {side} {other}, no clear difference."
+    return in_words("Its accuracy", other, [100 * (a.accuracy - b.accuracy) for a, b in pairs])

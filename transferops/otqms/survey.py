@@ -9,14 +9,17 @@ all distances, that between the halves included, so that A and the noise of thet
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from transferops._validate import fail
 from transferops.otqms.dimension import distance_dimension
 from transferops.otqms.phases import Decide, Decision, Phase, Situation, target_alone
 from transferops.otqms.pool import Pool, TensorSamples
 from transferops.otqms.sampling import draw
+from transferops.otqms.screening import Screening
 
 WARM_UP_EPOCHS = 2
 SOURCE_STEPS = 80
@@ -36,11 +39,17 @@ class Survey:
         dimension: d as the distance of the halves' models measures it, see :func:`measured_dimension`; d/N0 is the
             noise of theta_0.
         seconds: Wall time of the trainings.
+        screening: Which sources the common start has seen and which are to be trained on.
     """
 
     gram: torch.Tensor
     dimension: float
     seconds: float
+    screening: Screening
+
+    def available(self, source_samples: Sequence[int]) -> tuple[int, ...]:
+        """N_i, and 0 for sources that are rejected."""
+        return tuple(samples if i in self.screening.kept else 0 for i, samples in enumerate(source_samples))
 
 
 def measured_dimension(squared_distance: float, first_samples: int, second_samples: int) -> float:
@@ -49,11 +58,12 @@ def measured_dimension(squared_distance: float, first_samples: int, second_sampl
     return max(found, _LEAST_DIMENSION)
 
 
-def warm_up() -> Phase:
-    """All sources, without the target."""
+def warm_up(sources: Sequence[int]) -> Phase:
+    """All of these sources, without the target."""
 
     def decide(situation: Situation) -> Decision:
-        return Decision(situation.source_samples, target=0)
+        sizes = situation.source_samples
+        return Decision(tuple(size if i in sources else 0 for i, size in enumerate(sizes)), target=0)
 
     return Phase(
         decide,
@@ -94,7 +104,13 @@ def _probe(decide: Decide, steps: int, batch_size: int | None) -> Phase:
 
 
 def halves(samples: Pool, generator: torch.Generator) -> tuple[TensorSamples, TensorSamples]:
-    """The target, part 0, cut into two stratified halves at random."""
+    """The target, part 0, cut into two stratified halves at random.
+
+    Raises:
+        ValueError: It has a single sample.
+    """
+    if samples.sizes[0] < 2:
+        fail("target", "at least 2 samples for a survey, which compares models of two halves", "1")
     inputs, labels = zip(*samples.batches(samples.positions(0)), strict=True)
     whole = TensorSamples(torch.cat(inputs), torch.cat(labels))
     order = draw(samples.part_labels(0), len(whole), generator)

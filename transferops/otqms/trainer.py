@@ -23,7 +23,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -204,27 +204,33 @@ class OTQMS:
         if retrain and len(self.source_names) < 2:
             fail("retrain", "at least two sources", "one")
         if run.gram is None and not retrain:
-            return Report(run, self.source_names, (), run.verdicts)
+            return Report(run, self.source_names, (), (*run.screening, *run.verdicts))
         plan = STRATEGIES[run.replaced_by or run.strategy]
-        sizes, dimension = self.samples.sizes, float(self.dimension)
+        (target, *sizes), dimension = self.samples.sizes, float(self.dimension)
+        available: Sequence[int] = sizes
         if plan.surveys:
-            sizes = (self._prepared.labelled if plan.all_labels else self._prepared.around).samples.sizes
-            dimension = self._prepared.survey(plan.all_labels).dimension
+            survey = self._prepared.survey(plan.all_labels)
+            target = (self._prepared.labelled if plan.all_labels else self._prepared.around).samples.sizes[0]
+            available, dimension = survey.available(sizes), survey.dimension
         gram = self.gram(run.model) if run.gram is None else run.gram
         rule = rule_of(run)
-        rises = leave_one_out(gram, sizes[0], sizes[1:], dimension, rule)
+        rises = leave_one_out(gram, target, available, dimension, rule)
+        kept = [i for i, samples in enumerate(available) if samples]
+        among = gram[kept][:, kept], target, [sizes[i] for i in kept], dimension
+        names = [self.source_names[i] for i in kept]
         if rule == "shares":
-            reasons = explain_shares(gram, sizes[0], sizes[1:], dimension, self.source_names)
+            reasons = explain_shares(*among, names)
         else:
-            judged = judge_sources(gram.diagonal().clamp_min(0), sizes[0], sizes[1:], dimension)
-            reasons = judged.sentences(self.source_names)
+            reasons = judge_sources(among[0].diagonal().clamp_min(0), *among[1:]).sentences(names)
         values = [
             SourceValue(name, float(gram[i, i]), rise, self._without(name, run) if retrain else None)
             for i, (name, rise) in enumerate(zip(self.source_names, rises, strict=True))
         ]
         worth = [value.predicted if value.retrained is None else value.retrained for value in values]
         order = sorted(range(len(values)), key=lambda i: -worth[i])
-        return Report(run, self.source_names, tuple(values[i] for i in order), (*run.verdicts, *reasons))
+        return Report(
+            run, self.source_names, tuple(values[i] for i in order), (*run.screening, *run.verdicts, *reasons)
+        )
 
     def _without(self, source: str, run: TrainingRun) -> float:
         """Rise of the kept validation loss when ``source`` is left out."""

@@ -52,6 +52,13 @@ def misclassified(model: nn.Module, samples: Pool) -> torch.Tensor:
     return torch.cat([(model(inputs).argmax(1) != labels).cpu() for inputs, labels in samples.batches()])
 
 
+@torch.no_grad()
+def predict(model: nn.Module, samples: Pool, positions: torch.Tensor) -> torch.Tensor:
+    """The probabilities of the classes that ``model``, put in evaluation mode, gives, float64 ``[n, C]`` on the CPU."""
+    model.eval()
+    return torch.cat([model(inputs).double().softmax(1).cpu() for inputs, _ in samples.batches(positions)])
+
+
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
     """The batches of an epoch: ``passes`` passes over the drawn samples, each in an order of its own.
