@@ -9,7 +9,16 @@ from bad_input_table import Case
 from test_bad_input import NAN, X, Y
 from torch import nn
 
-from transferops.adapt import HeadSolver, adapt_head, adapt_layers, freeze, inherit, paired_effects, transfer_check
+from transferops.adapt import (
+    HeadSolver,
+    adapt_head,
+    adapt_layers,
+    freeze,
+    inherit,
+    paired_effects,
+    published_head,
+    transfer_check,
+)
 
 NET = nn.Linear(3, 2)
 
@@ -94,6 +103,31 @@ ADAPTATION: dict[str, Case] = {
         lambda: HeadSolver(torch.zeros(2, 3), classes=3),
         ValueError,
         "classes: expected the 2 rows of prior_weight, got 3",
+    ),
+    "a published head of half precision": (
+        lambda: published_head(X.half(), Y.half().unsqueeze(1), torch.zeros(1, 3)),
+        TypeError,
+        "features: expected float32 or float64, got a float16 tensor of shape [4, 3] on cpu",
+    ),
+    "a target too few for a published head": (
+        lambda: published_head(X, Y[:3].float().unsqueeze(1), torch.zeros(1, 3)),
+        ValueError,
+        "targets: expected 4 rows, one for each row of features, got a float32 tensor of shape [3, 1] on cpu",
+    ),
+    "a published head of another shape": (
+        lambda: published_head(X, Y.float().unsqueeze(1), torch.zeros(2, 3)),
+        ValueError,
+        "weight: expected shape [1, 3], got a float32 tensor of shape [2, 3] on cpu",
+    ),
+    "a published head's bias of another shape": (
+        lambda: published_head(X, Y.float().unsqueeze(1), torch.zeros(1, 3), torch.zeros(2)),
+        ValueError,
+        "bias: expected shape [1], got a float32 tensor of shape [2] on cpu",
+    ),
+    "NaN in a published head's bias": (
+        lambda: published_head(X, Y.float().unsqueeze(1), torch.zeros(1, 3), torch.tensor([math.nan])),
+        ValueError,
+        "bias: expected finite values, got nan at position [0]",
     ),
     "damping 0 for layers": (
         lambda: adapt_layers(NET, [(X, Y)], [(X, Y)], ["weight"], damping=0),

@@ -370,6 +370,16 @@ FILES: dict[str, Case] = {
         ValueError,
         "data: expected an image, got broken/domain/class/1.png, which cannot be decoded",
     ),
+    "an image that does not decode, the only one of its domain": (
+        lambda: load_folder(written("broken/domain/class/1.png", b"no image").split("/")[0], skip_undecodable=True),
+        ValueError,
+        "data: expected an image in broken/domain that can be decoded, got none among 1",
+    ),
+    "undecodable images of arrays": (
+        lambda: load_bundle(archive("whole.npz", a_x=F, a_y=L), skip_undecodable=True),
+        ValueError,
+        "skip_undecodable: expected False for an .npz file (it has no images to decode), got True",
+    ),
     "image_size 0": (
         lambda: load_folder(folder("sized"), image_size=0),
         ValueError,

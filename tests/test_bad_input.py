@@ -72,6 +72,12 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "labels: expected integers, got a float32 tensor of shape [4] on cpu",
     ),
+    "labels huge": (
+        lambda: ops.class_moments(X, Y + 10**9),
+        ValueError,
+        "labels: expected classes below 1000000 where num_classes is not given, there being a row of sums for each, "
+        "got 1000000001 at position 1",
+    ),
     "labels bool": (
         lambda: ops.class_moments(X, Y.bool()),
         TypeError,
@@ -97,6 +103,16 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "labels: expected 2 classes 0..1, got -1 at position 0",
     ),
+    "precision": (
+        lambda: ops.class_moments(X, Y, precision="half"),
+        ValueError,
+        "precision: expected one of 'float64', 'float32', 'tf32', 'bfloat16', got 'half'",
+    ),
+    "precision in bits": (
+        lambda: torch.ops.transferops.class_moments(X, Y, 2, 16),
+        RuntimeError,
+        "precision: expected 53, 24, 11 or 8 significant bits, got 16",
+    ),
     "labels on another device": (
         lambda: ops.class_moments(META, Y),
         ValueError,
@@ -108,7 +124,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "num_classes: expected an integer of at least 0, got -1",
     ),
     "num_classes float": (
-        lambda: ops.class_moments(X, Y, 2.0),  # type: ignore[arg-type]
+        lambda: ops.class_moments(X, Y, 2.0),
         ValueError,
         "num_classes: expected an integer of at least 0, got 2.0",
     ),
@@ -213,7 +229,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "other: expected an HScore with regularized=False, got regularized=True",
     ),
     "merge a number": (
-        lambda: HScore().merge(3),  # type: ignore[arg-type]
+        lambda: HScore().merge(3),
         ValueError,
         "other: expected an HScore with regularized=False, got 3",
     ),
@@ -280,7 +296,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     # gradient_expectation_gram_
     "expectations not lists": (
-        lambda: ops.gradient_expectation_gram_([X], None, [[X]], [0]),  # type: ignore[list-item]
+        lambda: ops.gradient_expectation_gram_([X], None, [[X]], [0]),
         TypeError,
         "means[0]: expected a list of tensors, got a float32 tensor of shape [4, 3] on cpu",
     ),
@@ -314,13 +330,18 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "counts: expected 1 numbers, one for each list of gradients, got list",
     ),
+    "an expectation in two lists": (
+        lambda: ops.gradient_expectation_gram_([[X], [X]], None, [[X]], [0]),
+        ValueError,
+        "means[1][0]: expected a tensor of its own, as those that take gradients are, got means[0][0]",
+    ),
     "counts negative": (
         lambda: ops.gradient_expectation_gram_([[X]], None, [[X]], [-1]),
         ValueError,
         "counts[0]: expected an integer of at least 0, got -1",
     ),
     "squares of fewer lists": (
-        lambda: ops.gradient_expectation_gram_([[X], [X]], [[X]], [[X], [X]], [0, 0]),
+        lambda: ops.gradient_expectation_gram_([[X], [X + 1]], [[X]], [[X], [X]], [0, 0]),
         ValueError,
         "squares: expected 2 lists, as gradients, got 1",
     ),
@@ -341,7 +362,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     # gradients
     "means no list": (
-        lambda: ops.gradient_expectation_(X, None, [X], 0),  # type: ignore[arg-type]
+        lambda: ops.gradient_expectation_(X, None, [X], 0),
         TypeError,
         "means: expected a list of tensors, got a float32 tensor of shape [4, 3] on cpu",
     ),
@@ -361,7 +382,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "gradients: expected 2 tensors, as means, got 1",
     ),
     "gradients no tensors": (
-        lambda: ops.gradient_expectation_([X], None, [[1.0]], 0),  # type: ignore[list-item]
+        lambda: ops.gradient_expectation_([X], None, [[1.0]], 0),
         TypeError,
         "gradients[0]: expected a torch.Tensor, got list",
     ),

@@ -248,6 +248,18 @@ def test_non_finite_inputs_show(value: float, positions: int) -> None:
     assert ops.linear_fisher_projection(a, b, d).isfinite().all(1).tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_pixels_that_no_window_reads_have_no_part(groups: int) -> None:
+    """The middle one of three, and the last one behind the last stride."""
+    a, b, d = random(2, 4, 3, 6), random(2, 4, 1, 2), random(3, 4, 4 // groups, 2, 2)
+    window: dict[str, Any] = {"kernel_size": (2, 2), "stride": (1, 3), "dilation": (2, 1), "groups": groups}
+    expected = ops.conv_fisher_diagonal(a, b, **window)
+    a[:, :, 1], a[..., 2], a[..., 5] = torch.nan, torch.nan, torch.inf
+    assert torch.equal(ops.conv_fisher_diagonal(a, b, **window), expected)
+    torch.testing.assert_close(ops.conv_grad_norm(a, b, **window).sum(), expected.sum())
+    assert ops.conv_fisher_projection(a, b, d, **window).isfinite().all()
+
+
 def test_result_does_not_depend_on_threads() -> None:
     threads = torch.get_num_threads()
     results = []

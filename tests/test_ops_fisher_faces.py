@@ -171,7 +171,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "kernel_size: expected 2 integers of at least 1, or one for all, got [3]",
     ),
     "kernel of floats": (
-        lambda: ops.conv_grad_norm(X, G, [3, 3.0]),  # type: ignore[list-item]
+        lambda: ops.conv_grad_norm(X, G, [3, 3.0]),
         ValueError,
         "kernel_size: expected 2 integers of at least 1, or one for all, got [3, 3.0]",
     ),
@@ -181,7 +181,7 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "stride: expected 2 integers of at least 1, or one for all, got 0",
     ),
     "padding by name": (
-        lambda: ops.conv_grad_norm(X, G, [3, 3], 1, "same"),  # type: ignore[arg-type]
+        lambda: ops.conv_grad_norm(X, G, [3, 3], 1, "same"),
         ValueError,
         "padding: expected 2 integers of at least 0, or one for all, got 'same'",
     ),

@@ -58,6 +58,17 @@ def test_strides_and_integers_of_any_width() -> None:
             assert all(torch.equal(a, b) for a, b in zip(ops.empirical_prediction(view, names), want))
 
 
+def test_classes_without_samples_take_no_room() -> None:
+    generator = torch.Generator().manual_seed(0)
+    p, labels = torch.rand(9, 4, generator=generator), torch.arange(9) % 3
+    for found in (
+        ops.empirical_prediction(p, labels * 2**60),
+        ops.empirical_prediction(p, labels, 2**40),
+    ):
+        for got, expected in zip(found, ops.empirical_prediction(p, labels)):
+            assert torch.equal(got, expected)
+
+
 def test_columns_without_mass_take_no_part() -> None:
     probabilities = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]])
     found = ops.empirical_prediction(probabilities, torch.tensor([0, 1]), 4)

@@ -66,7 +66,7 @@ def test_no_other_purchase_is_better(seed: int) -> None:
     rng = np.random.default_rng(seed)
     problem = random_problem(seed, spread=1, sources=3)
     extra = budget_of(problem, seed)
-    solution = allocate(*problem, "budget", **extra)  # type: ignore[arg-type]
+    solution = allocate(*problem, "budget", **extra)
     costs = solution.costs
     for _ in range(30):
         n = rng.random(3) * problem.source_samples
@@ -146,4 +146,4 @@ def test_debiasing_pays_in_high_dimension_and_not_in_low() -> None:
 )
 def test_debias_refuses(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        debias(*arguments)  # type: ignore[arg-type]
+        debias(*arguments)

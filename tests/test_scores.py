@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import warnings
 from collections.abc import Callable
@@ -276,11 +277,32 @@ def test_knn_equals_its_definition(neighbors: int, metric: str, dtype: torch.dty
     assert knn(features, labels, neighbors=neighbors, metric=metric) == want
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("neighbors", [1, 3, 40])
+def test_knn_in_blocks(neighbors: int, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole blocks, a last one of 24 samples, and groups of columns that are searched first."""
+    module = importlib.import_module("transferops.scores.knn")  # which the function of this name hides
+    monkeypatch.setattr(module, "_BLOCK", 32)
+    monkeypatch.setattr(module, "_GROUP", 8)
+    features, labels = problem(120, 6, dtype=torch.float64, signal=0.5)
+    assert knn(features, labels, neighbors=neighbors, metric=metric) == knn_by_definition(
+        features, labels, neighbors, metric
+    )
+
+
 def test_knn_euclidean_with_a_large_offset() -> None:
     features, labels = problem(100, 4, dtype=torch.float32, signal=1.0)
     moved = (features.double() + 1000).float()
     want = knn_by_definition(moved.double(), labels, 1, "euclidean")
     assert knn(moved, labels, metric="euclidean") == want
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("exponent", [-126, -70, 64, 120])
+def test_knn_at_any_scale(exponent: int, metric: str) -> None:
+    """Where squares are beyond the range of float32, on either side."""
+    features, labels = problem(120, 6, dtype=torch.float32, signal=0.5)
+    assert knn(features * 2.0**exponent, labels, metric=metric) == knn(features, labels, metric=metric)
 
 
 # What all share
@@ -356,7 +378,7 @@ BAD_INPUT: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "features: expected at least one sample before the score is computed, got none",
     ),
     "log_me merge": (
-        lambda: LogMe().merge(Knn()),  # type: ignore[arg-type]
+        lambda: LogMe().merge(Knn()),
         ValueError,
         "other: expected a LogMe with regression=False, got Knn",
     ),

@@ -11,17 +11,20 @@ import torch
 from transferops.scores import (
     Energy,
     Gbc,
+    LogMe,
     MultiSourceHScore,
     energy,
     etran,
     etran_ranking,
     gbc,
+    leep,
     multi_source_h_score,
     n_leep,
     otce,
     parc,
     sfda,
     task_distance,
+    task_embedding,
 )
 
 X = torch.arange(12.0).reshape(4, 3)
@@ -82,7 +85,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "other: expected a Gbc with covariance='diagonal', got covariance='spherical'",
     ),
     "parc components": (
-        lambda: parc(X, Y, components=1.5),  # type: ignore[arg-type]
+        lambda: parc(X, Y, components=1.5),
         ValueError,
         "components: expected an integer of at least 1, got 1.5",
     ),
@@ -100,6 +103,34 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: etran_ranking({}),
         ValueError,
         "details: expected Etran details of the same kind for at least one model, got dict",
+    ),
+    **{
+        f"leep {dtype}": (
+            lambda dtype=dtype: leep(torch.full((2, 1000), 2**-9, dtype=dtype), Y[:2]),
+            ValueError,
+            "source_probabilities: expected rows that sum to 1, got a sum of 1.95312 in row 0",
+        )
+        for dtype in (torch.float16, torch.bfloat16)  # whose rounding errors do not add up to so much
+    },
+    "log_me targets": (
+        lambda: LogMe(regression=True).update(X, X[:, :1]).update(X, X[:, :2]),
+        ValueError,
+        "labels: expected rows of shape [1] as before, got [2]",
+    ),
+    "task2vec integers": (
+        lambda: task_distance(Y, Y),
+        TypeError,
+        "first: expected floating point, got a int64 tensor of shape [4] on cpu",
+    ),
+    "task2vec shape": (
+        lambda: task_distance(X, X),
+        ValueError,
+        "first: expected shape [F], got a float32 tensor of shape [4, 3] on cpu",
+    ),
+    "task2vec biases": (
+        lambda: task_embedding(torch.nn.Linear(3, 2), [(X, Y)], body=["bias"]),
+        ValueError,
+        "body: expected at least one weight of two or more dimensions, got bias",
     ),
     "n_leep variance": (
         lambda: n_leep(X, Y, variance=1.0),
@@ -184,7 +215,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "regularization: expected a positive number, got 0",
     ),
     "otce coefficients": (
-        lambda: otce(X, Y, X, Y, coefficients=(1.0, 2.0)),  # type: ignore[arg-type]
+        lambda: otce(X, Y, X, Y, coefficients=(1.0, 2.0)),
         ValueError,
         "coefficients: expected three numbers: of W_D, of W_T, and a constant, got tuple",
     ),

@@ -16,7 +16,7 @@ import reference
 import torch
 from torch import Tensor
 
-from transferops.scores import HScore, ScoreWarning, h_score, leep, log_me, n_leep, nce, trans_rate
+from transferops.scores import HScore, Knn, ScoreWarning, h_score, leep, log_me, n_leep, nce, trans_rate
 
 
 def problem(samples: int, dim: int, classes: int, *, signal: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -84,6 +84,14 @@ def test_h_score_with_fewer_samples_than_features_carries_no_information() -> No
         with pytest.warns(ScoreWarning, match="says nothing; use regularized=True"):
             assert h_score(values, labels) == pytest.approx(3, rel=1e-9)
     assert quiet(h_score, features, labels, regularized=True) > 2 * quiet(h_score, noise, labels, regularized=True)
+
+
+def test_h_score_shrunk_all_the_way_says_so() -> None:
+    features = torch.tensor([[1.5410, -0.2934], [-2.1788, 0.5684], [-1.0845, -1.3986]])
+    score = HScore(regularized=True).update(features / features.std(0), torch.tensor([0, 1, 1]))
+    details = score.details()
+    assert (details.value, details.shrinkage) == (0, 1)
+    assert "the score is 0 for any labels" in details.warnings[0]
 
 
 def test_chance_level_grows_with_the_dimension() -> None:
@@ -194,6 +202,11 @@ def test_trans_rate_of_scaled_features() -> None:
     assert quiet(trans_rate, features * 1e-4, labels) == pytest.approx(quiet(trans_rate, features, labels), rel=1e-9)
     published = quiet(trans_rate, features * 1e-4, labels, relative=False)
     assert published < 1e-2 * quiet(trans_rate, features, labels, relative=False)
+
+
+def test_knn_of_samples_in_one_place() -> None:
+    """Nothing is nearer than anything else; the value then only says how the samples lie in the array."""
+    assert "in one place" in Knn().update(torch.ones(6, 3), torch.arange(6) % 2).details().warnings[0]
 
 
 # LEEP and kin

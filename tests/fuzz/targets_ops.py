@@ -69,12 +69,14 @@ def class_moments(spec: Spec) -> str:
     y = tensor(targets).long()
     if classes is None:
         classes = int(y.max()) + 1 if len(y) else 0
-        if classes > 500:
-            return "agreed"  # a [C, D] of that many rows was made; too large to check here
+        if classes > 1_000_000:
+            return refused(result, "labels")
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
         return refused(result, "labels", "num_classes")
     if not is_finite(features):
         return refused(result, "features")
+    if classes > 500:
+        return "agreed"  # a [C, D] of that many rows was made; too large to check here
     mean, centred, mean_error, error = _centred(x)
     member = torch.nn.functional.one_hot(y, max(classes, 1)).double()[:, :classes]
     counts = member.sum(0)
@@ -513,12 +515,11 @@ def empirical_prediction(spec: Spec) -> str:
         return refused(result, "labels")
     if classes is None:
         classes = int(y.max()) + 1 if len(y) else 0
-        if classes > 500:
-            return "agreed"
     if len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
         return refused(result, "labels", "num_classes")
     assert not isinstance(result, Refusal), result
-    member = torch.nn.functional.one_hot(y, max(classes, 1)).double()[:, :classes]
+    y = y.unique(return_inverse=True)[1]
+    member = torch.nn.functional.one_hot(y, max(len(y), 1)).double()[:, : len(y)]
     joint = member.mT @ p
     mass = joint.sum(0)
     eps, tiny, limit = _limits(_result_type(probabilities))

@@ -227,10 +227,10 @@ def _matrix(spec: Spec) -> Any:
     return matrix.tolist() if spec["form"] == "list" and matrix.size else matrix
 
 
-def _wrong(spec: Spec) -> list[str]:
+def _wrong(spec: Spec, matrix: Any) -> list[str]:
     wrong = ["target_samples"] if not spec["target_samples"] >= 1 else []
     wrong += ["dimension"] if not spec["dimension"] > 0 else []
-    matrix_wrong = spec["spoil"] in ("nan", "negative", "shape")
+    matrix_wrong = spec["spoil"] in ("negative", "shape") or not np.isfinite(np.asarray(matrix)).all()
     matrix_wrong = matrix_wrong or (spec["spoil"] == "asymmetric" and len(spec["source_samples"]) > 1)
     return wrong + (["gram"] if matrix_wrong else [])
 
@@ -248,7 +248,7 @@ def allocate(spec: Spec) -> str:
     n0, d, mode = spec["target_samples"], spec["dimension"], spec["mode"]
     budget = spec["budget"] if mode == "budget" else None
     result = outcome(otqms.allocate, matrix, n0, available, d, mode, budget, spec["debias"])
-    wrong = _wrong(spec)
+    wrong = _wrong(spec, matrix)
     if wrong:
         return refused(result, *wrong)
     assert not isinstance(result, Refusal), result
@@ -268,15 +268,20 @@ def allocate(spec: Spec) -> str:
     if spec["debias"]:
         return "agreed"
     exact = np.asarray(matrix, dtype=np.float64).reshape(len(available), len(available))
+    # The matrix has no more digits than it is stored with, and its terms may cancel.
+    rounding = 4 * len(exact) * semidefinite.storage_epsilon(matrix)
     slack = 1e-6 * result.target_only_risk
-    assert abs(result.risk - _risk(masses, exact, n0, taken, d)) <= slack + 1e-6 * abs(masses @ exact @ masses)
+    least = EPS * float(np.abs(exact).max())  # of the matrix as a whole
+    digits = slack + rounding * (masses @ (np.abs(exact) + least) @ masses)
+    assert abs(result.risk - _risk(masses, exact, n0, taken, d)) <= digits + 1e-6 * abs(masses @ exact @ masses)
     generator = np.random.default_rng(spec["seed"])
     for share in (0.0, 1.0, generator.random(len(available)), generator.random(len(available)) ** 4):
         other = available * share
         if budget is not None and other.sum() > budget:
             other *= budget / other.sum()
         pooled = other / (n0 + other.sum())
-        assert result.risk <= _risk(pooled, exact, n0, other, d) * (1 + 1e-6) + slack
+        digits = slack + rounding * (pooled @ (np.abs(exact) + least) @ pooled)
+        assert result.risk <= _risk(pooled, exact, n0, other, d) * (1 + 1e-6) + digits
     return "agreed"
 
 
@@ -288,7 +293,7 @@ def kkt_residual(spec: Spec) -> str:
     best = outcome(otqms.allocate, matrix, n0, available, d)
     at = available / 2 if isinstance(best, Refusal) else best.quantities
     result = outcome(allocation.kkt_residual, at, matrix, n0, available, d)
-    wrong = _wrong(spec)
+    wrong = _wrong(spec, matrix)
     if wrong:
         return refused(result, *wrong)
     assert isinstance(result, float), result
@@ -344,7 +349,7 @@ def grid(spec: Spec) -> str:
     matrix, available = _matrix(spec), np.array(spec["source_samples"], dtype=np.float64)
     n0, d = spec["target_samples"], spec["dimension"]
     result = outcome(paper_grid.paper_grid, matrix, n0, available, d, points=8)
-    wrong = _wrong(spec)
+    wrong = _wrong(spec, matrix)
     if wrong:
         return refused(result, *wrong)
     assert not isinstance(result, Refusal), result
@@ -401,7 +406,7 @@ def effective_dimension(spec: Spec) -> str:
     moved = outcome(dimension.displacement_damping, eigenvalues, damping, n0)
     evidence = outcome(dimension.evidence_damping, eigenvalues, spec["movements"], n0)
     bad = not all(math.isfinite(x) for x in eigenvalues) or not any(x > 0 for x in eigenvalues)
-    noise = 16 * len(eigenvalues) * EPS * max([*eigenvalues, 0.0], key=abs) if not bad else 0.0
+    noise = 8 * len(eigenvalues) * EPS * max([*eigenvalues, 0.0]) if not bad else 0.0  # which counts as zero
     bad = bad or min(eigenvalues) < -noise
     wrong = ["eigenvalues"] if bad else []
     for name, found, extra in (

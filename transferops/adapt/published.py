@@ -47,5 +47,6 @@ def published_head(
     b = as_tensor("bias", bias).detach().to(z)
     if list(b.shape) != [len(w)]:
         fail("bias", f"shape [{len(w)}]", describe(b))
+    check_finite("bias", b)
     change = torch.linalg.pinv(torch.cat([z, z.new_ones(len(z), 1)], 1)) @ (y - z @ w.mT - b)
     return w + change[:-1].mT, b + change[-1]

@@ -9,9 +9,9 @@ unfolded. All are sums over samples or per sample, never means.
 Products are taken in float32, in float64 for float64 inputs; float16 and bfloat16 are converted before they are
 multiplied. On a GPU a float32 product is formed from three TF32 ones and the bounds below hold with at least
 (20 + T/16 + N/2) eps. Results do not depend on the number of threads and are the same in every run. NaN and infinities
-in the inputs come out as one of the two, and so does a square or product on the way that is beyond the range of its
-type (3e38 in float32); one below it (1e-38) counts as 0. These ops have no derivative: a backward pass through them
-raises.
+in the inputs come out as one of the two, in a convolution perhaps in all gradients of their channel (an input that no
+window reads has no part in any), and so does a square or product on the way that is beyond the range of its type (3e38
+in float32); one below it (1e-38) counts as 0. These ops have no derivative: a backward pass through them raises.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def linear_fisher_projection(inputs: Tensor | Any, grad_outputs: Tensor | Any, d
         TypeError: an argument is no array, not floating point, or the dtypes of ``inputs`` and ``grad_outputs`` differ.
         ValueError: shapes or devices disagree.
 
-    Cost: 2 N (T + K) O I operations, or 2 N T K O I where that is cheaper.
+    Cost: 2 N (T + K) O I operations, or on a CPU 2 N T K O I where that is cheaper.
     """
     inputs, grad_outputs = _check_linear(inputs, grad_outputs)
     directions = _check_directions(directions, inputs, [grad_outputs.shape[-1], inputs.shape[-1]])
@@ -90,8 +90,8 @@ def linear_grad_norm(inputs: Tensor | Any, grad_outputs: Tensor | Any) -> Tensor
         ValueError: shapes or devices disagree.
 
     Cost: the cheaper of 2 N T O I operations (the gradient itself) and N T^2 (O + I), by way of
-    sum_{t,s} (a_t . a_s)(b_t . b_s). The latter's rounding is that of terms that may cancel, so that the norm of a
-    vanishing gradient can come out slightly negative.
+    sum_{t,s} (a_t . a_s)(b_t . b_s); on a GPU the latter at one position only. Its rounding is that of terms that may
+    cancel, so that the norm of a vanishing gradient can come out slightly negative.
     """
     inputs, grad_outputs = _check_linear(inputs, grad_outputs)
     return _call("linear_grad_norm", inputs, grad_outputs)

@@ -71,6 +71,8 @@ def empirical_prediction(
     if not torch.compiler.is_compiling():
         check_positive_int("num_classes", num_classes, minimum=0)
         check_label_range(labels, num_classes)
+        if num_classes > len(labels):  # classes without samples take no room
+            labels, num_classes = torch.unique(labels, return_inverse=True)[1], len(labels)
     return EmpiricalPrediction(*torch.ops.transferops.empirical_prediction(probabilities, labels, num_classes))
 
 

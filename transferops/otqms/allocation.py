@@ -119,8 +119,8 @@ def allocate(
         gram: A = Theta^T J Theta, shape [K, K], symmetric and positive semidefinite, a tensor or array of
             float32 or float64 (or integers); see :meth:`transferops.fisher.FisherInformation.gram`. Both
             properties are judged on the matrix scaled to unit diagonal, to 1e-8 (float32: K rounding errors
-            if that is more); within that tolerance the matrix is symmetrised and negative eigenvalues are
-            set to zero.
+            if that is more); within that tolerance the matrix is symmetrised, and eigenvalues below K float64
+            rounding errors, negative ones among them, are raised to those.
         target_samples: N0, at least 1.
         source_samples: N_i, shape [K], not negative.
         dimension: d, the number of trained parameters; positive. It may be fractional (an effective

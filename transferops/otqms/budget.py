@@ -22,6 +22,7 @@ from transferops.otqms.quadratic_program import (
     Program,
     active_set,
     interior_point,
+    least_step,
     ratios_of,
     shares,
 )
@@ -167,12 +168,14 @@ def _descend(problem: Problem, ratios: FloatArray, unit: FloatArray, size: float
             empty = ~exhausted
         ratios = np.where(empty, 0.0, ratios)
         z, program = shares(ratios), problem.program(exhausted)
+        unit = np.maximum(unit, z)
         here, _ = _certified(problem, ratios, 2 * (program.matrix @ z), exhausted)
         aim, dual = active_set(program, z, empty, np.zeros_like(empty), unit, size)
         there, excess = _certified(problem, ratios_of(program, aim), dual, exhausted)
         best = min(best, here, there, key=lambda purchase: purchase.residual)
         if best.residual <= _NEGLIGIBLE_RESIDUAL:
             break
+        aim = z + max(1.0, least_step(program, z, aim - z)) * (aim - z)
         # Where on the way a source would lose its last mass, or an exhausted one become free or a free one exhausted.
         before, after = problem.shortage(z, exhausted), problem.shortage(aim, exhausted)
         turned = ~empty & np.where(exhausted, after < 0, after > 0)
@@ -191,11 +194,11 @@ def _descend(problem: Problem, ratios: FloatArray, unit: FloatArray, size: float
                 exhausted[at] = not exhausted[at]
                 stuck = [at] if step <= 1e-12 else []  # or it might turn to and fro on the spot
             continue
-        ratios = ratios_of(program, aim)
+        start, ratios = ratios, ratios_of(program, aim)
         wrong = np.where(empty, -excess, 0.0) / (norms + np.sqrt(size))
         worst = int(np.argmax(wrong))
         if wrong[worst] <= 0:
-            if there.residual > settled / 2:
+            if there.residual > settled / 2 and np.allclose(ratios, start, rtol=1e-2, atol=0):
                 break
             settled = there.residual  # once more, the proximal steps starting nearer
             continue
@@ -217,7 +220,8 @@ def _certified(
         price = float(dual[-2] ** 2 / (4 * left))
     else:
         price = float((weight[exhausted] ** 2 / problem.cost[exhausted]).min())
-    weight[~exhausted] = np.sqrt(price * problem.cost[~exhausted])
+    # Rounded down, since a^2 - eta k above zero would count times what a source has, however much that is.
+    weight[~exhausted] = np.sqrt(price * problem.cost[~exhausted]) * (1 - 2 * np.finfo(np.float64).eps)
     excess = problem.factor.T @ dual[:rank] + 2 * weight - dual[-1]
     return residual_of(problem, ratios, np.append(dual[:rank], dual[-1]), weight, price), excess
 

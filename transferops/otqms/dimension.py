@@ -38,7 +38,8 @@ def effective_dimension(eigenvalues: ArrayLike, damping: ArrayLike) -> FloatArra
 
     Args:
         eigenvalues: mu, shape [M], not negative: those of J, or of the Gram matrix of its gradient rows, which are the
-            same but for zeros.
+            same but for zeros. Here and below those within 8 M rounding errors (2^-52) of the largest count as zero:
+            of a computed spectrum they are noise, and some are negative.
         damping: lambda, positive, any shape.
 
     Returns:

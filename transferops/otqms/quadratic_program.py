@@ -22,8 +22,10 @@ _ROUNDS = 8  # of the interior-point method; the first nearly always suffices
 _POLISH_STEPS = 3
 _DESCENT_STEPS = 200
 _NEGLIGIBLE_RESIDUAL = 1e-12
+_FAR = 1e30
 _PROXIMAL_STEPS = 50
-_PROXIMAL = 1e-12  # relative to the curvature of each variable
+_PROXIMAL = 1e-12  # relative to the curvature of each variable at the scale of the solution
+_PROXIMAL_OWN = 1e-20  # relative to its own curvature, far below that of sources that cancel to rounding
 
 
 class Program(NamedTuple):
@@ -157,34 +159,55 @@ def _descend(program: Program, best: Solution, ratios: FloatArray, unit: FloatAr
     """The textbook active-set method, from the best point so far: one bound more or less at a time, never uphill."""
     ratios = min(best.ratios, ratios, key=program.value)
     empty, full = ratios <= 0, ratios >= program.limit
-    norms = np.linalg.norm(program.matrix[:, :-1], axis=0)
+    norms, settled = np.linalg.norm(program.matrix[:, :-1], axis=0), np.inf
+    limited = np.isfinite(program.limit)
+    limit = np.where(limited, program.limit, 0.0)
     for _ in range(_DESCENT_STEPS):
         z = shares(ratios)
+        unit = np.maximum(unit, z)
         aim, dual = active_set(program, z, empty, full, unit, size)
-        below, above = -aim[:-1], aim[:-1] - program.limit * aim[-1]
-        below[empty], above[empty], below[full], above[full] = 0, -1, -1, 0
+        best = _better(program, best, ratios_of(program, aim), dual)
+        if best.residual <= _NEGLIGIBLE_RESIDUAL:
+            break
+        move, free = aim - z, ~empty & ~full
+        step = max(1.0, least_step(program, z, move))  # proximal steps fall short where there is little curvature
+        room, closing = limit * z[-1] - z[:-1], move[:-1] - limit * move[-1]
         with np.errstate(divide="ignore", invalid="ignore"):
-            room = program.limit * z[-1] - z[:-1]
-            steps = np.where(below > 0, z[:-1] / (z[:-1] + below), np.where(above > 0, room / (room + above), 1.0))
-        if aim[-1] <= 0:
-            steps = np.minimum(steps, 0.99 * z[-1] / (z[-1] - aim[-1]))
-        blocking = int(np.argmin(steps))
-        if steps[blocking] < 1 and (below[blocking] > 0 or above[blocking] > 0):
-            ratios = ratios_of(program, z + steps[blocking] * (aim - z))
-            empty[blocking], full[blocking] = below[blocking] > 0, above[blocking] > 0
+            emptied = np.where(free & (move[:-1] < 0), z[:-1] / -move[:-1], np.inf)
+            filled = np.where(free & limited & (closing > 0), np.maximum(room, 0) / closing, np.inf)
+        if move[-1] < 0:
+            step = min(step, 0.99 * z[-1] / -move[-1])
+        reach = np.minimum(emptied, filled)
+        blocking = int(np.argmin(reach))
+        if reach[blocking] < step:
+            ratios = ratios_of(program, z + reach[blocking] * move)
+            empty[blocking] = emptied[blocking] <= filled[blocking]
+            full[blocking] = not empty[blocking]
             ratios[empty], ratios[full] = 0.0, program.limit[full]
             continue
-        ratios = ratios_of(program, aim)
-        best = _better(program, best, ratios, dual)
+        before, ratios = ratios, ratios_of(program, z + step * move)
+        if not 1 <= step < 2:
+            continue
         gradient = program.matrix.T @ dual
         gradient[-1] += program.linear
-        _, lower, upper = multipliers(gradient, program.limit)
-        wrong = np.where(empty, upper, np.where(full, lower, 0.0)) / (norms + np.sqrt(size))
+        carried = np.append(np.where(full, limit, 0.0), 1.0)
+        excess = gradient[:-1] - carried @ gradient / carried.sum()
+        wrong = np.where(empty, -excess, np.where(full, excess, 0.0)) / (norms + np.sqrt(size))
         worst = int(np.argmax(wrong))
-        if best.residual <= _NEGLIGIBLE_RESIDUAL or wrong[worst] == 0:
-            break
+        if wrong[worst] <= 0:
+            if best.residual > settled / 2 and np.allclose(ratios, before, rtol=1e-2, atol=0):
+                break
+            settled = best.residual  # once more, the proximal steps starting nearer
+            continue
         empty[worst] = full[worst] = False
     return best
+
+
+def least_step(program: Program, z: FloatArray, move: FloatArray) -> float:
+    """The t of least objective at z + t move; large if it falls without end."""
+    image, change = program.matrix @ z, program.matrix @ move
+    slope = 2 * (image @ change) + program.linear * move[-1]
+    return float(min(-slope / max(2 * (change @ change), np.finfo(np.float64).tiny), _FAR))
 
 
 def ratios_of(program: Program, z: FloatArray) -> FloatArray:
@@ -219,7 +242,7 @@ def active_set(
     mass, linear = np.ones(matrix.shape[1]), np.zeros(matrix.shape[1])
     mass[-1], linear[-1] = carried.sum(), program.linear
 
-    ridge = np.sqrt(_PROXIMAL * (np.square(matrix).sum(0) + size * mass / unit[free]))
+    ridge = np.sqrt(_PROXIMAL_OWN * np.square(matrix).sum(0) + _PROXIMAL * size * mass / unit[free])
     orthogonal = np.zeros_like(matrix)
     rows = matrix.any(1)
     factors = np.linalg.qr(np.vstack([matrix[rows], np.diag(ridge)]))

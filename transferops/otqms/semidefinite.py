@@ -20,12 +20,13 @@ def storage_epsilon(gram: Any) -> float:
 
 
 def factor(matrix: FloatArray, tolerance: float) -> FloatArray:
-    """R, [rank, K], of the positive semidefinite matrix R^T R nearest ``matrix`` within rounding.
+    """R, [K, K], of a positive semidefinite matrix R^T R that is ``matrix`` within rounding.
 
     Symmetry and semidefiniteness are judged on the matrix scaled to unit diagonal, so that a source far from the
     target does not hide the errors of one close to it; float64 rounding of the matrix as a whole is let through as
     well. On that scale eigenvalues that float64 cannot tell from zero, and negative ones within ``tolerance``, are
-    set to zero.
+    raised to the least it can, K rounding errors of the largest: that sources cancel each other's bias is believed to
+    as many digits as there are.
 
     Raises:
         ValueError: ``matrix`` is not symmetric or not positive semidefinite by more than ``tolerance``.
@@ -50,8 +51,8 @@ def factor(matrix: FloatArray, tolerance: float) -> FloatArray:
         if smallest < -8 * len(matrix) * rounding:
             got = f"a smallest eigenvalue of {smallest:.3g} ({eigenvalues[0]:.3g} at unit diagonal)"
             fail("gram", "a positive semidefinite matrix", got)
-    kept = eigenvalues > len(matrix) * epsilon * max(eigenvalues[-1], 0)
-    return np.asarray((vectors[:, kept] * np.sqrt(eigenvalues[kept])).T * scale)
+    floor = len(matrix) * epsilon * max(float(eigenvalues[-1]), 0.0)
+    return np.asarray((vectors * np.sqrt(np.maximum(eigenvalues, floor))).T * scale)
 
 
 def project(matrix: FloatArray) -> FloatArray:

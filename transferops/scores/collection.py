@@ -11,7 +11,9 @@ from typing_extensions import Self
 from transferops._validate import describe, fail
 from transferops.scores.base import Score
 from transferops.scores.features import FeatureScore, feature_collection, feature_set
+from transferops.scores.moments import MomentsAccumulator
 from transferops.scores.registry import SCORES
+from transferops.scores.rows import Rows
 
 
 class ScoreCollection:
@@ -96,8 +98,7 @@ class ScoreCollection:
 
     def reset(self) -> None:
         """Forget all samples."""
-        rows = any(score.keeps_rows for score in self._scores.values())
-        self._data = feature_collection(rows=rows, norms=self._norms)
+        self._data = self._collection()
 
     def state_dict(self) -> dict[str, Any]:
         """All that was seen, as for one score."""
@@ -113,13 +114,18 @@ class ScoreCollection:
             fail(
                 "state", f"that of a ScoreCollection of {', '.join(self.names)} with the same options", describe(state)
             )
-        self.reset()
-        self._data.load_state_dict(state["data"])
+        data = self._collection()
+        data.load_state_dict(state["data"])
+        self._data = data
 
     def all_reduce(self, group: Any = None) -> Self:
         """Give every process of a torch.distributed group all that any of them has seen."""
         self._data.all_reduce(group)
         return self
+
+    def _collection(self) -> Rows | MomentsAccumulator:
+        rows = any(score.keeps_rows for score in self._scores.values())
+        return feature_collection(rows=rows, norms=self._norms)
 
     def _signature(self) -> dict[str, Any]:
         return {name: [score.name, score._options()] for name, score in self._scores.items()}

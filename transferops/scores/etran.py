@@ -22,15 +22,14 @@ import torch
 from torch import Tensor
 
 from transferops._validate import as_tensor, check_positive, describe, fail
-from transferops.scores.base import Collection, ScoreDetails
+from transferops.scores.base import ScoreDetails
 from transferops.scores.discriminant import Discriminant
 from transferops.scores.energy import negative_energies
-from transferops.scores.features import FeatureScore, check_targets
-from transferops.scores.rows import Rows
+from transferops.scores.features import TargetScore
 from transferops.scores.spectrum import spectrum_of_features
 
 
-class Etran(FeatureScore):
+class Etran(TargetScore):
     """Streaming :func:`etran`. Keeps the features.
 
     Args:
@@ -45,16 +44,6 @@ class Etran(FeatureScore):
         self.regression = bool(regression)
         self.strength = check_positive("strength", strength)
         super().__init__()
-
-    @property
-    def keeps_targets(self) -> bool:
-        return self.regression
-
-    def _collection(self) -> Collection:
-        return Rows(check_targets) if self.regression else super()._collection()
-
-    def _view(self, data: Any) -> Any:
-        return data.all() if self.regression else super()._view(data)
 
     def _evaluate(self, data: Any) -> ScoreDetails:
         features = data[0] if self.regression else data.features

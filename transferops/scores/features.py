@@ -164,6 +164,22 @@ class FeatureScore(Score):
         return feature_set(data, norms=self.needs_norms)
 
 
+class TargetScore(FeatureScore):
+    """Base of the scores that take regression targets, too: with ``regression``, their rows are kept as they are."""
+
+    regression: bool
+
+    @property
+    def keeps_targets(self) -> bool:
+        return self.regression
+
+    def _collection(self) -> Collection:
+        return Rows(check_targets) if self.regression else super()._collection()
+
+    def _view(self, data: Any) -> Any:
+        return data.all() if self.regression else super()._view(data)
+
+
 def feature_collection(*, rows: bool, norms: bool) -> Rows | MomentsAccumulator:
     """An empty collection of labelled features."""
     return Rows(check_features) if rows else MomentsAccumulator(norms=norms)

@@ -68,8 +68,9 @@ def h_score(
         ValueError: shapes or devices disagree, no samples, a feature is NaN or infinite, or options exclude each other.
 
     Warns:
-        ScoreWarning: one class only (the score is 0); N <= D without regularisation; directions left out because they
-            lie below the rounding of the features; a result that rounding may have changed by more than 1e-4.
+        ScoreWarning: one class only (the score is 0); N <= D without regularisation; a regularised covariance shrunk
+            all the way (the score is 0); directions left out because they lie below the rounding of the features; a
+            result that rounding may have changed by more than 1e-4.
     """
     score = HScore(regularized, chance_corrected=chance_corrected)
     if standardize:
@@ -203,6 +204,12 @@ class HScore(FeatureScore):
         value = (1 - alpha) * solution.value / (samples - 1)
         bound = min(solution.rank, classes - 1) * samples / (samples - 1)
         value = _clip(value, bound)
+        caveat = solution.caveat
+        if alpha == 1:
+            caveat = (
+                f"h_score: the covariance of {samples} samples is so uncertain that it is shrunk to a multiple of the "
+                "identity (alpha = 1), and the score is 0 for any labels; use more samples"
+            )
         return HScoreDetails(
             value,
             samples,
@@ -210,7 +217,7 @@ class HScore(FeatureScore):
             dimension,
             rank=solution.rank,
             shrinkage=alpha,
-            warnings=(solution.caveat,) if solution.caveat else (),
+            warnings=(caveat,) if caveat else (),
             method=solution.method,
         )
 

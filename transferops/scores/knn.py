@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,11 +43,25 @@ class Knn(FeatureScore):
             fail("features", f"more than {self.neighbors} samples for {self.neighbors} neighbors", f"{samples}")
         points = data.features if data.features.dtype == torch.float64 else data.features.float()
         euclidean = self.metric == "euclidean"
+        points = _scaled(points, rows=not euclidean)
         points = points - points.mean(0) if euclidean else torch.nn.functional.normalize(points)
         nearest = data.index[_nearest(points, self.neighbors, euclidean=euclidean)]
         winner = nearest[:, 0] if self.neighbors == 1 else _vote(nearest, data.classes)
         accuracy = int((winner == data.index).sum()) / samples
-        return ScoreDetails(accuracy, samples, data.classes, data.dimension)
+        caveat = ""
+        if data.classes == 1:
+            caveat = "knn: all samples are of one class, so there is nothing to tell apart and the score is 1"
+        elif bool((points == points[0]).all()):
+            caveat = "knn: all samples lie in one place, so the order in which they came decides"
+        return ScoreDetails(accuracy, samples, data.classes, data.dimension, warnings=(caveat,) if caveat else ())
+
+
+def _scaled(points: Tensor, *, rows: bool) -> Tensor:
+    """Times a power of two that brings the largest entry (of each row) to about one: squares stay within range."""
+    largest = points.abs().amax(1, keepdim=True) if rows else points.abs().amax()
+    exponent = torch.frexp(largest).exponent
+    room = math.frexp(torch.finfo(points.dtype).max)[1] - 2
+    return points * torch.exp2(-exponent.clamp(-room, room).to(points.dtype))
 
 
 def _nearest(points: Tensor, neighbors: int, *, euclidean: bool) -> Tensor:
@@ -129,5 +144,8 @@ def knn(features: Tensor | Any, labels: Tensor | Any, *, neighbors: int = 1, met
     Raises:
         TypeError: an argument is no array or has the wrong kind of dtype.
         ValueError: shapes or devices disagree, too few samples, a feature is NaN or infinite, an option is unknown.
+
+    Warns:
+        ScoreWarning: a single class; samples that all lie in one place.
     """
     return Knn(neighbors, metric=metric)._once(features, labels)

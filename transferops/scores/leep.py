@@ -47,7 +47,9 @@ class Leep(Score):
         if self._checks_late:
             _check_rows(probabilities, found.totals, found.lowest)
         value, rank = mean_log(found)
-        return ScoreDetails(value, len(labels), len(classes), probabilities.shape[1], rank=rank)
+        return ScoreDetails(
+            value, len(labels), len(classes), probabilities.shape[1], rank=rank, warnings=_caveats(self.name, classes)
+        )
 
 
 def mean_log(found: ops.EmpiricalPrediction) -> tuple[float, int]:
@@ -68,7 +70,9 @@ def _check_form(values: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 def _check_rows(probabilities: Tensor, totals: Tensor, lowest: Tensor) -> None:
     """Refuse rows that are no probabilities, by the sum and the smallest element of each."""
-    tolerance = probabilities.shape[1] * torch.finfo(probabilities.dtype).eps + 1e-4
+    # Each probability was rounded to its dtype; they were added up in float32 or better.
+    added = torch.finfo(totals.dtype).eps * probabilities.shape[1]
+    tolerance = torch.finfo(probabilities.dtype).eps + added + 1e-4
     bad = (~((totals - 1).abs() <= tolerance)).nonzero()
     if len(bad):
         row = int(bad[0])
@@ -98,7 +102,13 @@ class Nce(Score):
         mass = torch.zeros(int(source.max()) + 1, dtype=torch.float64, device=weight.device)
         mass.index_add_(0, pairs[0], weight)
         value = float((weight * (weight / mass[pairs[0]]).log()).sum() / len(labels))
-        return ScoreDetails(value, len(labels), len(names), 0, rank=len(mass))
+        return ScoreDetails(value, len(labels), len(names), 0, rank=len(mass), warnings=_caveats(self.name, names))
+
+
+def _caveats(name: str, classes: Tensor) -> tuple[str, ...]:
+    if len(classes) > 1:
+        return ()
+    return (f"{name}: all samples are of one class, so there is nothing to tell apart and the score is 0",)
 
 
 def _check_label_pairs(values: Any, labels: Any) -> tuple[Tensor, Tensor]:
@@ -120,6 +130,9 @@ def leep(source_probabilities: Tensor | Any, labels: Tensor | Any) -> float:
     Raises:
         TypeError: an argument is no array or has the wrong kind of dtype.
         ValueError: shapes or devices disagree, no samples, a negative probability, a row that does not sum to 1.
+
+    Warns:
+        ScoreWarning: a single class (the score is 0, the highest there is).
     """
     score = Leep()
     score._checks_late = True  # saves a read
@@ -139,6 +152,9 @@ def nce(source_labels: Tensor | Any, labels: Tensor | Any) -> float:
     Raises:
         TypeError: an argument is no array or not of integers.
         ValueError: shapes or devices disagree, or there are no samples.
+
+    Warns:
+        ScoreWarning: a single class (the score is 0, the highest there is).
     """
     return Nce()._once(source_labels, labels)
 

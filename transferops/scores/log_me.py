@@ -30,9 +30,8 @@ import torch
 from torch import Tensor
 
 from transferops._validate import as_tensor
-from transferops.scores.base import Collection, ScoreDetails
-from transferops.scores.features import FeatureScore, FeatureSet, check_targets
-from transferops.scores.rows import Rows
+from transferops.scores.base import ScoreDetails
+from transferops.scores.features import FeatureSet, TargetScore
 from transferops.scores.spectrum import Spectrum, spectrum_of_features, spectrum_of_moments, spectrum_of_samples
 
 _GRID = 128  # values of lambda, from far below the smallest eigenvalue to far above the largest
@@ -75,7 +74,7 @@ def log_me(features: Tensor | Any, labels: Tensor | Any) -> float:
     return LogMe(regression=targets.is_floating_point())._once(features, targets)
 
 
-class LogMe(FeatureScore):
+class LogMe(TargetScore):
     """Streaming :func:`log_me`, over batches in any order; ``details()`` returns :class:`LogMeDetails`.
 
     Args:
@@ -93,16 +92,6 @@ class LogMe(FeatureScore):
     def __init__(self, *, regression: bool = False) -> None:
         self.regression = bool(regression)
         super().__init__()
-
-    @property
-    def keeps_targets(self) -> bool:
-        return self.regression
-
-    def _collection(self) -> Collection:
-        return Rows(check_targets) if self.regression else super()._collection()
-
-    def _view(self, data: Any) -> Any:
-        return data.all() if self.regression else super()._view(data)
 
     def _evaluate(self, data: Any) -> LogMeDetails:
         if self.regression:

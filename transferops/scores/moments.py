@@ -6,6 +6,8 @@ formulas of Chan, Golub and LeVeque (1983). :class:`MomentsAccumulator` collects
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -245,9 +247,9 @@ class MomentsAccumulator:
 
     def as_moments(self) -> FeatureMoments:
         """The moments of all samples; at least one batch must have come."""
-        if self._folded is None or self._waiting:
-            self._fold_waiting()
-        assert self._folded is not None
+        if self._folded is None:  # few samples, which are kept
+            return functools.reduce(FeatureMoments.merge, self._moments_of_waiting())
+        self._fold_waiting()
         return self._folded
 
     def state_dict(self) -> dict[str, Any]:
@@ -306,11 +308,16 @@ class MomentsAccumulator:
         self._folded = moments if self._folded is None else self._folded.merge(moments)
 
     def _fold_waiting(self) -> None:
+        for moments in self._moments_of_waiting():
+            self._fold(moments)
+        self._waiting, self._waiting_rows = [], 0
+
+    def _moments_of_waiting(self) -> Iterator[FeatureMoments]:
+        """Those of the rows of each dtype."""
         for dtype in dict.fromkeys(features.dtype for features, _ in self._waiting):
             rows = [(features, labels) for features, labels in self._waiting if features.dtype == dtype]
             features, labels = (torch.cat(column) for column in zip(*rows))
-            self._fold(FeatureMoments.of(features, labels, norms=self.norms))
-        self._waiting, self._waiting_rows = [], 0
+            yield FeatureMoments.of(features, labels, norms=self.norms)
 
 
 def check_batch(features: Any, labels: Any) -> tuple[Tensor, Tensor]:

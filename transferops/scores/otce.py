@@ -91,6 +91,8 @@ class Otce(FeatureScore):
         joint = joint / joint.sum()
         task = float(torch.special.entr(joint).sum() - torch.special.entr(joint.sum(1)).sum())
         value = -task
+        if data.classes == 1:
+            messages.append("all samples are of one class, so there is nothing to tell apart")
         if self.coefficients is not None:
             value = self.coefficients[0] * domain + self.coefficients[1] * task + self.coefficients[2]
         return ScoreDetails(
@@ -131,7 +133,7 @@ def otce(
         ValueError: shapes or devices disagree, no samples, a feature is NaN or infinite, an option is out of range.
 
     Warns:
-        ScoreWarning: the transport did not converge.
+        ScoreWarning: a single class; a transport that did not converge.
     """
     score = Otce(source_features, source_labels, regularization=regularization, coefficients=coefficients)
     return score._once(features, labels)

@@ -40,9 +40,10 @@ class Rows:
 
     def _append(self, values: Tensor, labels: Tensor, *, copy: bool) -> None:
         if self._rows:
-            first, _ = self._rows[0]
-            if values.shape[1:] != first.shape[1:]:
-                fail("values", f"rows of shape {list(first.shape[1:])} as before", f"{list(values.shape[1:])}")
+            first, first_labels = self._rows[0]
+            for argument, found, before in (("values", values, first), ("labels", labels, first_labels)):
+                if found.shape[1:] != before.shape[1:]:
+                    fail(argument, f"rows of shape {list(before.shape[1:])} as before", f"{list(found.shape[1:])}")
             if values.device != first.device:
                 fail("values", f"the device of the batches before, {first.device}", str(values.device))
         if len(labels):

@@ -3,7 +3,7 @@
 //
 // A channel of the input is cut by the stride into phases, in each of which neighbouring outputs read neighbouring
 // inputs; a row of output gradients lies in the same pitch, with zeros in the gaps. Where there is a gap, an input is
-// multiplied with zero: one that is infinite or NaN makes its channel's gradients NaN.
+// multiplied with zero: one that is infinite or NaN makes its channel's gradients NaN, unless no window reads it.
 #pragma once
 
 #include <algorithm>
@@ -40,6 +40,7 @@ class PlaneGradient {
             phases_[d] = std::min(w.stride[d], (w.kernel[d] - 1) * w.dilation[d] + 1);
             size_[d] = output_[d] + (w.kernel[d] - 1) * w.dilation[d] / w.stride[d];
         }
+        for (int d = 0; d < 3; ++d) read_[d] = read_along(w, d);
         pitch_ = {size_[1] * size_[2], size_[2], 1};
         length_ = 1;
         for (int d = 0; d < 3; ++d) length_ += (output_[d] - 1) * pitch_[d];
@@ -69,6 +70,7 @@ class PlaneGradient {
         for (std::int64_t c = group * channels_; c < (group + 1) * channels_; ++c)
             for (const Extent& phase : points_of(phases_)) {
                 copy(layer_.inputs, sample, c, phase - w.padding, w.stride, size_, plane);
+                clear_unread(phase, plane);
                 plane += volume(size_);
             }
         for (std::int64_t r = 0; r < rows_; ++r)
@@ -87,6 +89,26 @@ class PlaneGradient {
     }
 
   private:
+    // Which elements of which phase a window reads, [phases, size] of one dimension; empty if all are read.
+    std::vector<bool> read_along(const Window& w, int d) const {
+        std::vector<bool> read(static_cast<std::size_t>(phases_[d] * size_[d]));
+        for (std::int64_t k = 0; k < w.kernel[d]; ++k) {
+            const std::int64_t place = k * w.dilation[d];
+            const std::int64_t first = place % w.stride[d] * size_[d] + place / w.stride[d];
+            std::fill_n(read.begin() + first, output_[d], true);
+        }
+        return std::find(read.begin(), read.end(), false) == read.end() ? std::vector<bool>() : read;
+    }
+
+    void clear_unread(const Extent& phase, C* plane) const {
+        if (read_[0].empty() && read_[1].empty() && read_[2].empty()) return;
+        for (const Extent& point : points_of(size_)) {
+            bool read = true;
+            for (int d = 0; d < 3; ++d) read &= read_[d].empty() || read_[d][phase[d] * size_[d] + point[d]];
+            if (!read) plane[point[0] * pitch_[0] + point[1] * pitch_[1] + point[2]] = C(0);
+        }
+    }
+
     static std::vector<Extent> points_of(const Extent& box) {
         std::vector<Extent> points;
         for (std::int64_t z = 0; z < box[0]; ++z)
@@ -123,7 +145,8 @@ class PlaneGradient {
     const LayerBatch<T>& layer_;
     std::int64_t rows_, channels_;
     Extent output_, phases_, size_, pitch_;  // size_ of a phase
-    std::int64_t length_;                    // of the rows
+    std::vector<bool> read_[3];
+    std::int64_t length_;  // of the rows
     AlignedBuffer<C> inputs_, outputs_;
     std::vector<const C*> left_, right_;
     std::vector<C> part_;
