@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import cli, run, testing
+from PIL import Image
 
 from transferops.cli._screen import Progress
 
@@ -84,7 +86,7 @@ class TestStreams:
     def test_a_terminal_has_a_bar(self, monkeypatch: pytest.MonkeyPatch, terminal: str) -> None:
         """If it can move its cursor; names are shown as they are."""
         stderr = io.StringIO()
-        stderr.isatty = lambda: True  # type: ignore[method-assign]
+        stderr.isatty = lambda: True
         monkeypatch.setattr(sys, "stderr", stderr)
         monkeypatch.setenv("TERM", terminal)
         with Progress(total=2, quiet=False) as progress:
@@ -145,6 +147,29 @@ class TestErrors:
         result = run("rank", "--data", alike, "--target", "one", "--output", alike)
         assert (result.exit_code, result.output) == (2, f"error: [Errno 17] File exists: '{alike}'\n")
 
+    def test_images_that_do_not_decode(self, tmp_path: Path) -> None:
+        """Refused, or left out and named on the screen and in the document."""
+        generator = np.random.default_rng(0)
+        for domain in ("near", "target"):
+            for name in ("cat", "dog"):
+                folder = tmp_path / "images" / domain / name
+                folder.mkdir(parents=True)
+                for i in range(4):
+                    Image.fromarray(generator.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        bad = tmp_path / "images" / "near" / "cat" / "3.png"
+        bad.write_bytes(b"not an image")
+        out = tmp_path / "out.json"
+        arguments = ("--data", tmp_path / "images", "--target", "target", *FASTEST["rank"], "--json", out)
+        result = run("rank", *arguments)
+        expected = f"error: data: expected an image, got {bad}, which cannot be decoded\n"
+        assert (result.exit_code, result.output) == (2, expected)
+        result = run("rank", *arguments, "--skip-undecodable")
+        assert result.exit_code == 0, result.output
+        assert "note: left out 1 image that cannot be decoded: near/cat/3.png\n" in result.output
+        document = json.loads(out.read_text())
+        assert document["undecodable"] == ["near/cat/3.png"]
+        assert document["settings"]["skip-undecodable"] is True
+
     def test_unknown_option_is_spelt_right(self) -> None:
         result = run("otqms", "--tarket", "one")
         assert result.exit_code == 2
@@ -161,6 +186,7 @@ class TestErrors:
                 1,
                 "No module named 'clarabel'; install what is missing with: pip install \"transferops[cli]\"",
             ),
+            (ImportError("otce needs POT: pip install POT"), 1, "otce needs POT: pip install POT"),
             (ValueError("labels: expected classes, got none"), 2, "labels: expected classes, got none"),
             (KeyboardInterrupt(), 130, "interrupted"),
         ],

@@ -27,7 +27,7 @@ def test_files_and_tables(alike: Path, tmp_path: Path) -> None:
         assert all(0 <= accuracy <= 1 for accuracy in entry["accuracy"])
     assert [report["samples"] for report in document["reports"]] == [9, 9]
     assert document["reports"][0]["outputs"] == 3
-    for expected in ("[bold] (24)", "held-out loss", "adapted is ", "unadapted", "ridge (± "):
+    for expected in ("[bold] (24)", "held-out loss", "adapted is ", "unadapted", " points (± ", " ridge, no clear "):
         assert expected in result.output
     for path in (out, pictures / "adapt-accuracy.png", pictures / "adapt-penalty.png"):
         assert path.stat().st_size > 500
@@ -61,6 +61,7 @@ def test_one_shot_cannot_be_left_out(alike: Path, tmp_path: Path) -> None:
             ["--arms", "best"],
             "arms: expected names among unadapted, adapted, ridge, gradient, pinv, got 'best'",
         ),
+        (["--arms", "ridge,ridge"], "arms: expected each name once, got ridge, ridge"),
     ],
 )
 def test_bad_input(alike: Path, arguments: list[str], message: str) -> None:

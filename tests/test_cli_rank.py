@@ -80,7 +80,7 @@ def test_scores_that_compare_sources(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--scores", "best"], "'best'"),
+        (["--scores", "best"], "energy, pge, pge_cosine, task2vec, otce, got 'best'"),
         (["--layers", "nothing"], "error: layers: expected 'head input' or modules of the model"),
         (
             ["--model", "x"],
@@ -94,3 +94,4 @@ def test_bad_input(bundle: Path, arguments: list[str], message: str) -> None:
     result = run("rank", "--data", bundle, "--target", "target", *FAST, *arguments)
     assert result.exit_code == 2
     assert message in result.output
+    assert "training" not in result.output

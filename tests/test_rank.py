@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -34,17 +36,19 @@ from transferops.scores import RELATIONS, h_score, knn, leep
 class Network(nn.Module):
     """Convolution, normalisation and a head whose modules are not in the order in which they run."""
 
+    calls: ClassVar[int] = 0  # not of the network: what a network has is part of its hash
+
     def __init__(self, channels: int = 3, classes: int = 5) -> None:
         super().__init__()
         self.head = nn.Linear(4, classes)
         self.stem = nn.Conv2d(channels, 4, 3)
         self.norm = nn.BatchNorm2d(4)
         self.unused = nn.Linear(2, 2)
-        self.calls = 0
+        self.slope = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += len(x)
-        hidden = self.norm(self.stem(x)).relu()
+        Network.calls += len(x)
+        hidden = torch.nn.functional.leaky_relu(self.norm(self.stem(x)), self.slope)
         logits: Tensor = self.head(hidden.mean((2, 3)))
         return logits
 
@@ -154,11 +158,11 @@ class TestExtract:
 class TestCache:
     def test_reads_what_is_there(self, network: Network, data: tuple[Tensor, Tensor], tmp_path: Path) -> None:
         want = extract(network, batches(*data, size=256))
-        network.calls = 0
+        Network.calls = 0
         first = extract_cached(network, *data, tmp_path / "deep")
-        assert network.calls == 23 + 1  # one to find the head
+        assert Network.calls == 23 + 1  # one to find the head
         again = extract_cached(network, *data, tmp_path / "deep")
-        assert network.calls == 23 + 1
+        assert Network.calls == 23 + 1
         for found in (first, again):
             assert torch.equal(found.features[HEAD_INPUT], want.features[HEAD_INPUT])
             assert torch.equal(found.outputs, want.outputs)
@@ -182,6 +186,30 @@ class TestCache:
         network.norm.running_mean += 1  # a buffer
         extract_cached(network, *data, tmp_path)
         assert files() == 5
+        network.slope = 0.1  # neither in the state nor in what is printed
+        extract_cached(network, *data, tmp_path)
+        assert files() == 6
+        for entry in (2.0, 3.0):
+            network.register_buffer("scale", torch.tensor(entry), persistent=False)
+            extract_cached(network, *data, tmp_path)
+        assert files() == 8
+
+    def test_what_stays_is_read_by_another_process(self, tmp_path: Path) -> None:
+        """Addresses and the order of sets are others there."""
+        script = tmp_path / "extract.py"
+        script.write_text(
+            "import functools, sys, torch\n"
+            "from transferops.rank import extract_cached\n"
+            "network = torch.nn.Sequential(torch.nn.Linear(2, 2))\n"
+            "network.names, network.norm = {'a', 'b', 'c'}, functools.partial(sorted, key=lambda x: x)\n"
+            "for parameter in network.parameters():\n"
+            "    torch.nn.init.ones_(parameter)\n"
+            "extract_cached(network, torch.ones(3, 2), torch.zeros(3, dtype=torch.long), sys.argv[1])\n"
+        )
+        for seed in ("1", "2"):
+            environment = {**os.environ, "PYTHONHASHSEED": seed}
+            subprocess.run([sys.executable, script, tmp_path / "cache"], check=True, env=environment)
+        assert len(list((tmp_path / "cache").iterdir())) == 1
 
     def test_damaged_and_interrupted(
         self, network: Network, data: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -199,24 +227,24 @@ class TestCache:
         with pytest.raises(KeyboardInterrupt):
             extract_cached(network, *data, tmp_path, on_batch=stop)
         (kept,) = tmp_path.iterdir()  # the first part; the second was not finished
-        network.calls = 0
+        Network.calls = 0
         found = extract_cached(network, *data, tmp_path)
-        assert network.calls == 13 + 2
+        assert Network.calls == 13 + 2
         assert torch.equal(found.outputs, want.outputs)
         content = bytearray(kept.read_bytes())
         content[len(content) // 2] ^= 1
         kept.write_bytes(content)
-        network.calls = 0
+        Network.calls = 0
         assert torch.equal(extract_cached(network, *data, tmp_path).outputs, want.outputs)
-        assert network.calls == 10 + 1
+        assert Network.calls == 10 + 1
 
 
 class TestCandidates:
     @pytest.fixture
     def module(self, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         module = ModuleType("my_models")
-        module.make = lambda: nn.Linear(3, 2)  # type: ignore[attr-defined]
-        module.number = lambda: 3  # type: ignore[attr-defined]
+        module.make = lambda: nn.Linear(3, 2)
+        module.number = lambda: 3
         monkeypatch.setitem(sys.modules, "my_models", module)
         return module
 
@@ -325,15 +353,21 @@ class TestRanking:
 
     def test_what_cannot_be_computed_is_a_note(self) -> None:
         few = make(1.0)
-        few = Extraction({HEAD_INPUT: few.features[HEAD_INPUT][:3]}, few.outputs[:3], few.labels[:3])
+        few = Extraction({HEAD_INPUT: few.features[HEAD_INPUT][:1]}, few.outputs[:1], few.labels[:1])
         ranking = rank_candidates({"a": few}, scores=["h_score", "leep"])
         (row,) = ranking.rows
-        assert "N <= D" in row.notes["h_score"] or row.notes["h_score"]
-        assert all(
-            math.isnan(value) == (name in row.notes and not row.notes[name].startswith("h_score"))
-            for name, value in row.scores.items()
-            if name == "knn"
-        )
+        assert math.isnan(row.scores["knn"])
+        assert row.notes["knn"] == "features: expected more than 1 samples for 1 neighbors, got 1"
+        assert row.scores["h_score"] == row.scores["leep"] == 0
+        assert "one class" in row.notes["h_score"]
+        assert ranking.first("knn") == ()
+
+    def test_rounding_does_not_rank(self) -> None:
+        """Plain H-scores of fewer samples than features are C - 1, and differ in their last digits."""
+        values = {"a": 8.999999999999995, "b": 9.0, "c": 8.9}
+        ranking = rank_candidates(dict.fromkeys(values, make(1.0)), scores=["knn"], extra={"mine": values})
+        assert ranking.mean_ranks() == (1.5, 1.5, 3)
+        assert [row.name for row in ranking.first("mine")] == ["a", "b"]
 
     def test_refuses(self) -> None:
         with pytest.raises(ValueError, match=r"^extractions: expected at least one candidate, got none$"):
@@ -416,7 +450,7 @@ class _Scaled(nn.Module):
 
     def __init__(self, model: nn.Module, scale: float) -> None:
         super().__init__()
-        self.body, self.head, self.scale = model[:-1], model[-1], scale  # type: ignore[index]
+        self.body, self.head, self.scale = model[:-1], model[-1], scale
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.head(self.scale * self.body(inputs))

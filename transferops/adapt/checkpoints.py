@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from transferops._checkpoint import read_torch
 from transferops._validate import describe, fail
 
 _NESTED = ("state_dict", "model_state_dict", "model", "module")
@@ -28,7 +29,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     file = Path(path)
     if not file.is_file():
         fail("checkpoint", "a file", f"nothing at {file}", FileNotFoundError)
-    content = _safetensors(file) if file.suffix == ".safetensors" else _torch_file(file)
+    content = _safetensors(file) if file.suffix == ".safetensors" else read_torch(file, file)
     for key in _NESTED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -39,17 +40,6 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
     if not tensors:
         fail("checkpoint", "tensors by name", f"none in {file}")
     return tensors
-
-
-def _torch_file(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds for a file that is none of its own
-        reason = str(error).strip().splitlines()
-        raise ValueError(
-            f"checkpoint: expected a file that torch.load(weights_only=True) takes, got {file}"
-            f" ({type(error).__name__}{': ' + reason[0] if reason else ''})"
-        ) from error
 
 
 def _safetensors(file: Path) -> Any:

@@ -6,10 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from transferops._atomic import sync_folder
+from transferops._atomic import append_line
 from transferops._validate import fail
 
 _CHECKSUM = "sha256"
@@ -36,7 +35,7 @@ class Journal:
         about = json.loads(json.dumps(dict(about)))
         whole = self._read()
         if not whole:
-            self._append({"about": about}, start=0)
+            self._append({"about": about}, anew=True)
             return
         first, *self.results = whole
         if first.get("about") != about:
@@ -80,15 +79,9 @@ class Journal:
                 file.truncate(complete)
         return lines
 
-    def _append(self, line: Mapping[str, Any], start: int | None = None) -> None:
+    def _append(self, line: Mapping[str, Any], anew: bool = False) -> None:
         line = json.loads(json.dumps(dict(line), allow_nan=False))
-        text = json.dumps({**line, _CHECKSUM: _checksum(line)}) + "\n"
-        with open(self._path, "ab" if start is None else "wb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        if start is not None:
-            sync_folder(Path(self._path).absolute().parent)
+        append_line(self._path, json.dumps({**line, _CHECKSUM: _checksum(line)}), anew=anew)
 
 
 def _checksum(line: Mapping[str, Any]) -> str:

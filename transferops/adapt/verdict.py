@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transferops._bootstrap import expanded_tail
+from transferops._paired import student_interval
 from transferops._validate import check_array, check_positive_int, describe, fail
 
 Verdict = Literal["positive", "negative", "undecided"]
@@ -104,15 +105,9 @@ def overall(effects: Sequence[Effect]) -> Verdict:
 
 
 def _interval(differences: NDArray[np.float64], error: float, draws: NDArray[np.int64] | None) -> tuple[float, float]:
-    from scipy import stats  # an extra, imported late
-
-    count, mean = len(differences), float(differences.mean())
-    spread = float(differences.std(ddof=1))
-    if spread <= 1e-12 * max(abs(mean), 1e-300):
-        return (mean, mean) if mean == 0 or 2.0 ** (1 - count) <= error else (-math.inf, math.inf)
-    if draws is None:
-        half = float(stats.t.ppf(1 - error / 2, count - 1)) * spread / math.sqrt(count)
-        return mean - half, mean + half
-    tail = expanded_tail(count, error)
+    low, high = student_interval(differences, error)
+    if draws is None or low == high or math.isinf(low):  # without a spread there is nothing to resample
+        return low, high
+    tail = expanded_tail(len(differences), error)
     low, high = np.quantile(differences[draws].mean(1), [tail, 1 - tail])
     return float(low), float(high)

@@ -117,7 +117,7 @@ class Command(click.Command):
 
 def _in_a_line(error: Exception) -> str:
     if isinstance(error, ImportError):
-        return f"{error}; install what is missing with: {EXTRA}"
+        return str(error) if "pip install" in str(error) else f"{error}; install what is missing with: {EXTRA}"
     if isinstance(error, (ValueError, TypeError, OSError)):
         return str(error)
     return f"{type(error).__name__}: {error} (--debug shows where)"

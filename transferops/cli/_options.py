@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from transferops.cli._command import option
 from transferops.cli._screen import Progress, console
 from transferops.cli._settings import RESULTS, settings_of
 from transferops.data import DEFAULT_TARGET, DomainBundle, load_bundle, load_digits_domains
+from transferops.data.folder import left_out
 from transferops.otqms import TrainingOptions, write_json
 
 DATA, TRAINING, MACHINE = "Data", "Training", "Machine"
@@ -34,6 +36,7 @@ class Domains:
     data: str | None
     target: str | None
     image_size: int | None
+    skip_undecodable: bool
     sources: list[str] | None = None
 
     @property
@@ -41,9 +44,16 @@ class Domains:
         """What the results call the data."""
         return self.data or "embedded digits"
 
-    def read(self) -> tuple[DomainBundle, str]:
+    def read(self, output: Output) -> tuple[DomainBundle, str]:
         """The domains and the target's name; without ``data`` the embedded digits and their usual target."""
-        bundle = load_digits_domains() if self.data is None else load_bundle(self.data, self.image_size)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "data: left out")  # the output says it
+            bundle = (
+                load_digits_domains()
+                if self.data is None
+                else load_bundle(self.data, self.image_size, skip_undecodable=self.skip_undecodable)
+            )
+        output.leave_out(bundle.undecodable)
         if self.target is None and self.data is not None:
             fail("target", f"one of {', '.join(bundle.domains)}", "none")
         return bundle, self.target or DEFAULT_TARGET
@@ -73,6 +83,7 @@ class Output:
         self.quiet = quiet or os.environ.get("RANK", "0") != "0"
         self._json = json_path
         self._folder = folder
+        self._undecodable: tuple[str, ...] = ()
         self._screen = console(self.quiet, stderr=json_path == "-")
 
     @property
@@ -91,6 +102,12 @@ class Output:
         """Print a line, however long."""
         self._screen.print(str(line), soft_wrap=True)
 
+    def leave_out(self, undecodable: tuple[str, ...]) -> None:
+        """Say which images were, here and in the document."""
+        self._undecodable = undecodable
+        if undecodable:
+            self.say(f"note: {left_out(undecodable)}")
+
     def show(self, table: RenderableType) -> None:
         """Print a table."""
         self._screen.print(table)
@@ -104,6 +121,8 @@ class Output:
         if self._json is None:
             return
         settings = settings_of(click.get_current_context())
+        if self._undecodable:
+            document = {**document, "undecodable": list(self._undecodable)}
         whole = {**document, "settings": {key: each.value for key, each in settings.items() if not each.of_results}}
         if self._json == "-":
             click.echo(json.dumps(whole, indent=1, allow_nan=False))
@@ -158,7 +177,7 @@ def names(
 
 
 def domains(target: str, sources: str | None = None, group: str = DATA) -> Decorator:
-    """``domains``, a :class:`Domains`, from --data, --target, --sources if there is help for it, --image-size."""
+    """``domains``, a :class:`Domains`, from --data, --target, --sources if there is help for it, and for folders."""
     own = [] if sources is None else [names("--sources", group=group, help=f"{sources}; all others if left out.")]
     return _bundle(
         "domains",
@@ -178,6 +197,12 @@ def domains(target: str, sources: str | None = None, group: str = DATA) -> Decor
         ),
         *own,
         option("--image-size", group=group, type=int, help="Resize the images of a folder to this many pixels square."),
+        option(
+            "--skip-undecodable",
+            group=group,
+            is_flag=True,
+            help="Leave out images of a folder that cannot be decoded, and say which.",
+        ),
     )
 
 

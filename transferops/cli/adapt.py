@@ -9,6 +9,7 @@ import click
 import torch
 from rich.table import Table
 
+from transferops._paired import in_words
 from transferops._validate import check_positive_int, fail
 from transferops.adapt.few_shot import ARMS, FewShotResult, compare_heads, pretrain
 from transferops.adapt.head_plots import plot_arms
@@ -17,8 +18,6 @@ from transferops.cli._command import Command, option
 from transferops.data import Domain, few_shot_split
 from transferops.otqms import FeatureNet, TrainingOptions, network_for
 from transferops.otqms.results import versions
-
-_CLEAR = 2.0  # standard errors of a paired difference
 
 
 @click.command(
@@ -82,9 +81,11 @@ def command(
     for arm in arms:
         if arm not in ARMS:
             fail("arms", f"names among {', '.join(ARMS)}", repr(arm))
+    if len(set(arms)) < len(arms):
+        fail("arms", "each name once", ", ".join(arms))
     machine.set_threads(domains)
     output.prepare()
-    bundle, target = domains.read()
+    bundle, target = domains.read(output)
     target_domain, source_domains = bundle.choose(target, domains.sources)
     if features and len(bundle.sample_shape) != 1:
         fail("features", "feature vectors with --features", f"samples of shape {list(bundle.sample_shape)}")
@@ -165,12 +166,7 @@ def _table(results: list[FewShotResult], arms: list[str]) -> Table:
 
 def _compared(results: list[FewShotResult], other: str) -> str:
     """The adapted head against another by the differences seed by seed: shots are shared."""
-    mean, error = _mean([100 * (r.accuracy["adapted"] - r.accuracy[other]) for r in results])
-    sentence = f"adapted is {abs(mean):.1f} points {'above' if mean >= 0 else 'below'} {other}"
-    if error is None:
-        return f"{sentence}; one seed cannot say how sure that is."
-    clear = "a clear difference" if abs(mean) > _CLEAR * error else "no clear difference"
-    return f"{sentence} (± {error:.1f}), {clear}."
+    return in_words("adapted", other, [100 * (r.accuracy["adapted"] - r.accuracy[other]) for r in results])
 
 
 def _mean(values: list[float]) -> tuple[float, float | None]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from transferops._atomic import replacing
+from transferops._content import content_hash
 from transferops._validate import check_positive_int, fail
 from transferops.adapt.checkpoints import load_state
 from transferops.adapt.few_shot_transfer import FewShotTransfer
@@ -24,7 +25,7 @@ from transferops.adapt.verdict import INTERVALS
 from transferops.cli import _options
 from transferops.cli._command import Command, option
 from transferops.cli._settings import RESULTS
-from transferops.data import few_shot_split
+from transferops.data import Domain, few_shot_split
 from transferops.otqms import TrainingOptions, network_for
 from transferops.rank import load_candidate
 
@@ -201,7 +202,7 @@ def _check(
     check_positive_int("seeds", seeds, minimum=2)
     training = TrainingOptions(epochs=epochs, lr=lr, device=machine.device)
     machine.set_threads(domains)
-    bundle, target = domains.read()
+    bundle, target = domains.read(output)
     if domains.data is None:
         upstream = upstream or _DEFAULT_UPSTREAM
     if upstream is None and state is None:
@@ -218,6 +219,7 @@ def _check(
         "granularity": granularity,
         "select": select,
         "training": training.as_dict(),
+        "content": content_hash(_content(domain, source)),
     }
     output.say(f"upstream {about['upstream']}, target {target} ({len(domain)} samples, {shots} shots per class)")
     train = FewShotTransfer(
@@ -249,6 +251,14 @@ def _check(
     output.say(result)
     output.draw("transfer.png", functools.partial(plot_transfer_check, result, metric="test accuracy"))
     return {**about, **result.to_dict()}
+
+
+def _content(target: Domain, upstream: Domain | Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What the results depend on beside the settings: a file may have changed since it was named."""
+    tensors = [target.inputs, target.labels]
+    if isinstance(upstream, Domain):
+        return [*tensors, upstream.inputs, upstream.labels]
+    return [*tensors, *(value for _, value in sorted(upstream.items()))]
 
 
 def load_model(name: str) -> nn.Module:

@@ -171,7 +171,7 @@ def command(
     )
     machine.set_threads(domains)
     output.prepare()
-    bundle, target = domains.read()
+    bundle, target = domains.read(output)
     target_domain, source_domains = bundle.choose(target, domains.sources)
     if few_shot_split(target_domain, shots).validation is None and early_stopping:
         fail("shots", "at least 2 with early stopping, one of them for validation", str(shots))

@@ -18,6 +18,7 @@ from transferops.otqms import TrainingOptions, network_for
 from transferops.rank import (
     HEAD_INPUT,
     Ranking,
+    extract,
     extract_cached,
     load_candidate,
     rank_candidates,
@@ -101,14 +102,14 @@ def command(
     check_positive_int("seed", seed, minimum=0)
     comparing = list(_DEFAULT_RELATIONS if scores is None else [name for name in scores if name in RELATIONS])
     if scores is not None:
-        scores = check_scores([name for name in scores if name not in RELATIONS] or ["knn"])
+        scores = check_scores([name for name in scores if name not in RELATIONS] or ["knn"], further=RELATIONS)
     if models and scores is not None and comparing:
         fail("scores", "none that compares sources, beside --model", ", ".join(comparing))
     if models and domains.sources:
         fail("sources", "none beside --model: either sources or models are ranked", ", ".join(domains.sources))
     machine.set_threads(domains)
     output.prepare()
-    bundle, target = domains.read()
+    bundle, target = domains.read(output)
     if not models:
         domain, sources = bundle.choose(target, domains.sources)
     elif target in bundle.domains:
@@ -123,9 +124,11 @@ def command(
     if models:
         candidates = {name: load_candidate(name, pretrained=not random_weights) for name in dict.fromkeys(models)}
     else:
-        output.say(f"training one network on each of {', '.join(f'{s.name} ({len(s)})' for s in sources)}")
         by_name = {source.name: source for source in sources}
         network = functools.partial(network_for, bundle.sample_shape, bundle.classes)
+        # A layer that there is not is found before anything is trained.
+        extract(network(), [(domain.inputs[:1], domain.labels[:1])], layers=layers or [HEAD_INPUT])
+        output.say(f"training one network on each of {', '.join(f'{s.name} ({len(s)})' for s in sources)}")
         candidates = source_candidates(network, domain, by_name, options=training, seed=seed)
         relations = source_relations(comparing, network, domain, by_name, candidates, options=training, seed=seed)
     extractions = {}
@@ -183,8 +186,8 @@ def _remarks(ranking: Ranking) -> list[str]:
     """What limits the numbers, once each, and who leads."""
     ranks = ranking.mean_ranks()
     best = ranking.rows[ranks.index(min(ranks))]
-    first = {score: ranking.order(score)[0].name for score in ranking.scores if score != "parameters"}
-    agreeing = sum(name == best.name for name in first.values())
-    lines = [f"{best.name} has the best mean rank; {agreeing} of {len(first)} scores put it first"]
+    scores = [score for score in ranking.scores if score != "parameters"]
+    agreeing = sum(best in ranking.first(score) for score in scores)
+    lines = [f"{best.name} has the best mean rank; {agreeing} of {len(scores)} scores put it first"]
     notes = dict.fromkeys(note for row in ranking.rows for note in row.notes.values())
     return [*lines, *(f"note: {note}" for note in notes)]

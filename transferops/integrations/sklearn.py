@@ -99,7 +99,8 @@ class HeadClassifier(ClassifierMixin, _Head):  # type: ignore[misc]
         lam_: the penalty used.
         n_features_in_: p.
 
-    ``fit`` raises ValueError if a label is not one of ``classes``, features are not finite, or shapes disagree.
+    ``fit`` raises ValueError if a label is not one of ``classes``, two of these are the same, features are not finite,
+    or shapes disagree.
     """
 
     classes_: NDArray[Any]
@@ -134,6 +135,8 @@ class HeadClassifier(ClassifierMixin, _Head):  # type: ignore[misc]
         if self.classes is not None:
             self.classes_ = np.asarray(self.classes)
             position = {label: row for row, label in enumerate(self.classes_.tolist())}
+            if len(position) < len(self.classes_):
+                fail("classes", "labels that differ", repr(self.classes_.tolist()))
             unknown = [label for label in present.tolist() if label not in position]
             if unknown:
                 fail("y", f"labels among {self.classes_.tolist()}", repr(unknown[0]))

@@ -89,6 +89,7 @@ def judge_sources(
         ImportError: SciPy is not installed.
     """
     try:
+        from scipy.special import gammaln
         from scipy.stats import chi2, ncx2
     except ImportError as error:
         raise ImportError("judge_sources: expected SciPy, got none; run `pip install scipy`") from error
@@ -110,9 +111,14 @@ def judge_sources(
     possible = samples >= gain * target_samples
     statistic, centre = measured / per_sample, dimension * limit / per_sample
     near = centre < 1e-12 * dimension  # scipy's noncentral functions want more than nothing
-    noncentral = np.where(near, 1.0, centre)
-    p_useful = np.where(near, chi2.sf(statistic, dimension), ncx2.sf(statistic, dimension, noncentral))
-    p_useless = np.where(near, chi2.cdf(statistic, dimension), ncx2.cdf(statistic, dimension, noncentral))
+    # The noncentral distribution function is at most the exponential of this (its series, with the growth of Gamma cut
+    # short). Where that is nothing, scipy's may raise.
+    with np.errstate(divide="ignore"):
+        bound = dimension / 2 * np.log(statistic / 2) - gammaln(dimension / 2 + 1) - centre / 2
+    tiny = ~near & (bound + centre * statistic / (2 * dimension + 4) < -200)
+    safe, noncentral = np.where(tiny, dimension, statistic), np.where(near | tiny, 1.0, centre)
+    p_useful = np.where(near, chi2.sf(safe, dimension), np.where(tiny, 1.0, ncx2.sf(safe, dimension, noncentral)))
+    p_useless = np.where(near, chi2.cdf(safe, dimension), np.where(tiny, 0.0, ncx2.cdf(safe, dimension, noncentral)))
     p_useful, p_useless = np.where(possible, p_useful, 0.0), np.where(possible, p_useless, 1.0)
     decisions = np.where(p_useful <= level, "reject", np.where(p_useless <= level, "accept", "undecided"))
     return SourceVerdicts(

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
+from transferops._content import content_hash
 from transferops._validate import describe, fail
 
 _EVALUATION_BATCH = 512
@@ -70,6 +71,7 @@ class Pool:
         self._workers = workers
         self._format = torch.preserve_format
         self._inputs: torch.Tensor | None = None
+        self._content: list[str] = []  # of one entry, once it is known; shared with all views
         if all(_is_tensors(part) for part in parts.values()):
             inputs = {name: cast(Samples, part).inputs for name, part in parts.items()}
             shape = inputs[self.names[0]].shape[1:]
@@ -122,6 +124,12 @@ class Pool:
         if self._inputs is not None:
             changed._inputs = self._inputs.contiguous(memory_format=torch.channels_last)
         return changed
+
+    def content(self) -> str:
+        """A hash of the samples and of what is seen of them; of data sets, which may be large, of the labels only."""
+        if not self._content:
+            self._content.append(content_hash([self.labels, *([] if self._inputs is None else [self._inputs])]))
+        return content_hash(self._positions) + self._content[0]
 
     def positions(self, part: int | None = None) -> torch.Tensor:
         """All positions, or those of a part."""

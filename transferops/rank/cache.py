@@ -1,28 +1,32 @@
 """Features on disk, under a hash of all that they depend on: a run that is interrupted goes on where it was.
 
 A data set is cut into parts, each extracted and written alone (whole or not at all, with a checksum). A part's hash
-covers the weights, buffers and structure of the model, the source code of its classes that are not torch's, the layers,
-the samples and the versions of torch and of this package: what changes one of them is computed anew. A damaged file is
-computed anew, too.
+covers the weights, buffers, attributes and structure of the model, the source code of its classes that are not torch's,
+the layers, the samples and the versions of torch and of this package: what changes one of them is computed anew. A
+damaged file is computed anew, too. What the hash does not see are other functions that the model calls, and hooks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from transferops import __version__
 from transferops import _checkpoint as checkpoint
+from transferops._content import add_tensor
 from transferops.rank.extraction import HEAD_INPUT, Extraction, extract
 
 _PART = 2048
 _BATCH = 256
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))  # hooks, modes and what is hashed elsewhere
 
 
 def extract_cached(
@@ -59,7 +63,7 @@ def extract_cached(
         if folder is not None:
             key = hashlib.sha256(f"{model_hash} {list(layers)} {head} {torch.__version__} {__version__}".encode())
             for tensor in (x, y):
-                _add(key, tensor)
+                add_tensor(key, tensor)
             path = Path(folder) / f"{key.hexdigest()}.features"
         part = None if path is None else _read(path, layers)
         if part is not None:
@@ -98,12 +102,17 @@ def _hash_of_model(model: nn.Module) -> str:
         digest.update(f"{cls.__module__}.{cls.__qualname__}".encode())
         if not cls.__module__.startswith("torch."):
             digest.update(_source(cls).encode())
-    for name, value in model.state_dict().items():
+    for path, module in model.named_modules():
+        for name, value in sorted(vars(module).items()):  # such as a number of attention heads
+            if name not in _OF_EVERY_MODULE:
+                digest.update(f"{path}.{name}".encode())
+                _add_attribute(digest, value)
+    for name, value in (*model.named_buffers(), *model.state_dict().items()):  # some buffers are not in the latter
         digest.update(name.encode())
         if isinstance(value, Tensor):
-            _add(digest, value)
+            add_tensor(digest, value)
         else:  # extra state
-            digest.update(repr(value).encode())
+            _add_attribute(digest, value)
     return digest.hexdigest()
 
 
@@ -114,6 +123,11 @@ def _source(cls: type) -> str:
         return ""
 
 
-def _add(digest: Any, tensor: Tensor) -> None:
-    digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+def _add_attribute(digest: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        add_tensor(digest, value)
+        return
+    if isinstance(value, np.ndarray):
+        digest.update(value.tobytes())  # of which the text below leaves most out
+    text = str(sorted(map(repr, value))) if isinstance(value, (set, frozenset)) else repr(value)
+    digest.update(re.sub(r" at 0x[0-9a-fA-F]+", "", text).encode())

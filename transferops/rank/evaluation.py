@@ -8,6 +8,9 @@ Four measures, the ones the literature reports, each with a bootstrap interval o
 - rel@k: the best accuracy among the k candidates of highest score, relative to the best of all (Li et al., CVPR 2023);
 - recall@k: the share of the k most accurate candidates that are among the k of highest score.
 
+Where candidates have the same score, the last two are means over all orders of these, so that the order in which the
+candidates are given says nothing.
+
 What the literature says of such evaluations: a handful of candidates leaves wide intervals, the measures disagree with
 each other, and model size or k-nearest neighbours alone often rank as well as any score (arXiv 2503.18528, 2510.06448).
 """
@@ -173,21 +176,32 @@ def _pearson(scores: FloatArray, accuracies: FloatArray, _: int) -> FloatArray:
 
 
 def _relative_accuracy(scores: FloatArray, accuracies: FloatArray, k: int) -> FloatArray:
-    chosen = np.take_along_axis(accuracies, _highest(scores, k), axis=1)
+    order = np.argsort(accuracies, axis=1)
+    scores, accuracies = (np.take_along_axis(values, order, axis=1) for values in (scores, accuracies))
+    certain, tied, places = _highest(scores, k)
+    # The chance that the best of those drawn for the places is no more accurate than each of the tied.
+    chance = np.ones_like(scores)
+    for place in range(k):
+        worse, left = np.maximum(tied.cumsum(1) - place, 0), np.maximum(tied.sum(1) - place, 1)
+        chance *= np.where((place < places)[:, None], worse / left[:, None], 1)
+    surpassed = np.where(certain, accuracies, -np.inf).max(1, keepdims=True)
+    best = (np.diff(chance, axis=1, prepend=0) * np.maximum(accuracies, surpassed)).sum(1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(chosen.max(1) / accuracies.max(1))
+        return np.asarray(best / accuracies[:, -1])
 
 
 def _recall(scores: FloatArray, accuracies: FloatArray, k: int) -> FloatArray:
     # By value, so that candidates of equal accuracy (a resample repeats them) count alike.
-    threshold = np.sort(accuracies, axis=1)[:, -k]
-    chosen = np.take_along_axis(accuracies, _highest(scores, k), axis=1)
-    return np.asarray((chosen >= threshold[:, None]).mean(1))
+    right = accuracies >= np.sort(accuracies, axis=1)[:, -k, None]
+    certain, tied, places = _highest(scores, k)
+    return np.asarray(((certain & right).sum(1) + places * (tied & right).sum(1) / tied.sum(1)) / k)
 
 
-def _highest(scores: FloatArray, k: int) -> NDArray[np.int64]:
-    """Positions of the k highest scores of each row; of equal ones the first."""
-    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+def _highest(scores: FloatArray, k: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]:
+    """The k highest scores of each row: those certain, those tied for the last places, and these places' number."""
+    lowest = np.sort(scores, axis=1)[:, -k, None]
+    certain = scores > lowest
+    return certain, scores == lowest, k - certain.sum(1)
 
 
 _MEASURES = {

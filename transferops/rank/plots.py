@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transferops._figures import new_figure, save_figure
-from transferops.rank.ranking import Ranking
+from transferops.rank.ranking import Ranking, rounded
 
 
 def plot_ranking(ranking: Ranking, path: str | os.PathLike[str]) -> None:
@@ -31,7 +31,7 @@ def plot_ranking(ranking: Ranking, path: str | os.PathLike[str]) -> None:
     values = np.array([[row.scores[score] for score in ranking.scores] for row in rows])
     figure = new_figure(1.6 + 0.4 * len(rows), 2.4 + 0.8 * len(ranking.scores))
     axes = figure.subplots()
-    ranks_in_column = _relative_ranks(values)
+    ranks_in_column = _relative_ranks(np.vectorize(rounded)(values))
     axes.imshow(ranks_in_column, aspect="auto", cmap="YlGn", vmin=0, vmax=1)
     for row, column in np.ndindex(*values.shape):
         number = values[row, column]

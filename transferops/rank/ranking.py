@@ -68,8 +68,18 @@ class Ranking:
             fail("score", f"one of {', '.join(self.scores)}", repr(score))
         return tuple(sorted(self.rows, key=lambda row: -_number(row.scores[score])))
 
+    def first(self, score: str) -> tuple[Ranked, ...]:
+        """The row with the highest value of a score and those level with it; none if it is NaN throughout.
+
+        Raises:
+            ValueError: The score is unknown.
+        """
+        rows = self.order(score)
+        highest = _number(rows[0].scores[score])
+        return tuple(row for row in rows if _number(row.scores[score]) == highest > -math.inf)
+
     def mean_ranks(self) -> tuple[float, ...]:
-        """The mean of each row's ranks over the scores (1 is best; equal values share theirs), baselines left out.
+        """The mean of each row's ranks over the scores (1 is best; level values share theirs), baselines left out.
 
         A plain way to read many scores at once, without a claim that it is the best one.
         """
@@ -86,8 +96,12 @@ def default_scores() -> tuple[str, ...]:
     return tuple(REGULARIZED if name == "h_score" else name for name in names)
 
 
-def check_scores(names: Iterable[str]) -> list[str]:
+def check_scores(names: Iterable[str], further: Iterable[str] = ()) -> list[str]:
     """The names of scores that a ranking can have.
+
+    Args:
+        names: To be checked.
+        further: Names for the message that the caller takes beside these.
 
     Raises:
         ValueError: One is unknown, or there is none.
@@ -96,7 +110,7 @@ def check_scores(names: Iterable[str]) -> list[str]:
     names = list(names)
     for name in names:
         if name not in known:
-            fail("scores", f"names among {', '.join(known)}", repr(name))
+            fail("scores", f"names among {', '.join([*known, *further])}", repr(name))
     if not names:
         fail("scores", "at least one name", "none")
     return names
@@ -185,5 +199,10 @@ def _alone(score: Score, values: Tensor, labels: Tensor) -> tuple[float, str]:
 _INPUTS = ("features", "probabilities", "logits", "source_labels")
 
 
+def rounded(value: float) -> float:
+    """To nine digits: values that differ less are level, as plain H-scores of few samples are, all of them C - 1."""
+    return float(f"{value:.9g}")
+
+
 def _number(value: float) -> float:
-    return -math.inf if math.isnan(value) else value
+    return -math.inf if math.isnan(value) else rounded(value)
