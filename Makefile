@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type 
 # make CONSTRAINTS=constraints.txt ...: the versions that development and CI last ran with, instead of the newest.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 
-.PHONY: demo stranger test test-minimum peers test-peers bench docs lint audit format cpp cuda-report cuda-build dependencies wheels dist sanitize fuzz clean
+.PHONY: demo stranger test test-minimum peers test-peers bench docs lint audit format cpp cuda-report cuda-build dependencies wheels dist sanitize fuzz coverage rates clean
 
 # The main job on real data: how many samples of each source to train with.
 demo: $(VENV)/.installed-cli
@@ -30,6 +30,15 @@ sanitize: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzz/run.py
 
+# Lines of Python and C++ that the tests run; lists of the others are left in build/coverage.
+coverage: $(VENV)/.installed-test
+	$(PIP) "coverage>=7.10" "gcovr>=8.3"
+	scripts/coverage.sh $(BIN)/python
+
+# How often intervals cover and tests err, 10,000 times each; into bench/results/rates.json.
+rates: $(VENV)/.installed-test
+	$(BIN)/python tests/rates.py
+
 # pytest-benchmark, one file per family; writes JSON and a Markdown table under bench/results.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python bench/run.py
@@ -44,10 +53,11 @@ lint: $(VENV)/.installed-lint $(VENV)/.installed-cli
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 
-# Known vulnerabilities of what is installed; asks pypi.org, so it is a step of its own and none of the offline CI.
-audit: $(VENV)/.installed-test
+# Known vulnerabilities of the versions in constraints.txt; asks pypi.org, so it is a step of its own and none of the
+# offline CI. Strict: a version that could not be looked up is a failure, and not "no known vulnerabilities".
+audit: $(VENV)/.torch
 	$(PIP) pip-audit
-	$(BIN)/pip-audit --local --skip-editable
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from run import ROOT, environment
-from stress_resume import task
+from stress_kills import task
 from torch import nn
 
 from transferops.otqms import OTQMS, TrainingOptions

@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
 # The op tests against CPU kernels and bindings that are built with AddressSanitizer and UndefinedBehaviorSanitizer.
-# The tests run on an overlay of the package: links to its Python files, and the instrumented module in place of _C.
 #
 # usage: scripts/sanitize.sh PYTHON [pytest arguments]
 set -euo pipefail
@@ -11,16 +10,8 @@ bin=$(dirname "$python")
 tests=(tests/test_ops_*.py tests/test_bad_input.py tests/test_concurrency.py tests/test_large_indices.py)
 [[ $# -gt 0 ]] && tests=("$@")
 
-build=build/sanitize
-overlay=$build/overlay
-PATH=$bin:$PATH cmake -S . -B $build -G Ninja -DPython_EXECUTABLE="$python" -DTRANSFEROPS_PYTHON=ON \
-    -DTRANSFEROPS_CUDA=OFF -DTRANSFEROPS_WERROR=ON -DTRANSFEROPS_SANITIZE=address,undefined
-PATH=$bin:$PATH cmake --build $build
-rm -rf $overlay
-mkdir -p $overlay
-cp -rs "$PWD/transferops" $overlay/
-rm -f $overlay/transferops/_C.*.so
-PATH=$bin:$PATH cmake --install $build --prefix $overlay/transferops
+build=build/sanitize overlay=build/sanitize/overlay
+scripts/build_overlay.sh "$python" $build -DTRANSFEROPS_SANITIZE=address,undefined
 
 # The interpreter is not instrumented, so the runtimes come first; libstdc++ too, or throwing aborts (the runtime looks
 # for __cxa_throw when it starts). Leaks are not looked for: what Python and torch keep until exit would be all of it.

@@ -510,7 +510,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match="other: expected a HeadSolver with the same prior"):
             solver.merge(HeadSolver(prior))
         with pytest.raises(TypeError, match="other: expected a HeadSolver, got 3"):
-            solver.merge(3)  # type: ignore[arg-type]
+            solver.merge(3)
         with pytest.raises(ValueError, match="folds: expected at least two solvers with samples, got 1"):
             k_fold_path([solver, HeadSolver(prior, bias)])
         with pytest.raises(ValueError, match=r"factor: expected a number in \(0, 1\], got 0"):

@@ -230,6 +230,47 @@ class TestFolder:
         with pytest.raises(ValueError, match=r"1\.png, which cannot be decoded"):
             load_folder(tmp_path / "tree")
 
+    def test_undecodable_images_are_left_out_on_request(self, tmp_path: Path) -> None:
+        root = make_tree(tmp_path / "tree")
+        for name in ("photo/cat/0.png", "sketch/cat/1.jpg"):
+            (root / name).write_bytes(b"not an image")
+        names = "photo/cat/0.png, sketch/cat/1.jpg"
+        message = exactly(f"data: left out 2 images that cannot be decoded: {names}")
+        with pytest.warns(UserWarning, match=message):
+            bundle = load_folder(root, skip_undecodable=True)
+        assert bundle.undecodable == ("photo/cat/0.png", "sketch/cat/1.jpg")
+        whole = load_folder(make_tree(tmp_path / "whole"), skip_undecodable=True)  # without a warning
+        assert whole.undecodable == ()
+        for name, domain in whole.domains.items():
+            assert torch.equal(bundle.domains[name].inputs, domain.inputs)
+            assert torch.equal(bundle.domains[name].labels, domain.labels)
+
+    def test_a_warning_names_the_first_of_many(self, tmp_path: Path) -> None:
+        root = make_tree(tmp_path / "tree")
+        for i in range(7):
+            (root / "sketch" / "cat" / f"bad{i}.png").write_bytes(b"")
+        with pytest.warns(UserWarning, match=r"left out 7 images .*: .*bad4\.png, \.\.\.$"):
+            assert len(load_folder(root, skip_undecodable=True).undecodable) == 7
+
+    def test_a_class_or_domain_that_is_left_out(self, tmp_path: Path) -> None:
+        """A class is missing then; a domain cannot be."""
+        root = make_tree(tmp_path / "tree")
+        (root / "photo" / "dog" / "1.png").write_bytes(b"")
+        with pytest.warns(UserWarning, match="left out 1 image"):
+            bundle = load_folder(root, skip_undecodable=True)
+        assert bundle.class_names == ("cat", "dog")
+        assert bundle.missing_classes() == {"photo": [1], "sketch": [1]}
+        (root / "photo" / "cat" / "1.png").write_bytes(b"")
+        message = f"data: expected an image in {root / 'photo'} that can be decoded, got none among 2"
+        with pytest.raises(ValueError, match=exactly(message)):
+            load_folder(root, skip_undecodable=True)
+
+    def test_other_sizes_are_not_left_out(self, tmp_path: Path) -> None:
+        root = make_tree(tmp_path / "tree")
+        write_image(root / "sketch" / "cat" / "2.png", (0, 0, 0), (5, 6))
+        with pytest.raises(ValueError, match="expected images of one size"):
+            load_folder(root, skip_undecodable=True)
+
     def test_empty_levels(self, tmp_path: Path) -> None:
         message = f"data: expected domain folders in {tmp_path} (domain/class/image), got none"
         with pytest.raises(ValueError, match=exactly(message)):
@@ -306,7 +347,7 @@ class TestBundle:
         with pytest.raises(TypeError, match=r"a\.labels: expected int64, got a int32 tensor"):
             Domain("a", torch.zeros(1, 1), torch.zeros(1, dtype=torch.int32))
         with pytest.raises(TypeError, match=r"a\.inputs: expected a torch\.Tensor, got list"):
-            Domain("a", [[0.0]], torch.zeros(1, dtype=torch.int64))  # type: ignore[arg-type]
+            Domain("a", [[0.0]], torch.zeros(1, dtype=torch.int64))
 
 
 class TestDigits:
@@ -398,7 +439,7 @@ class TestSplit:
     )
     def test_refuses(self, arguments: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=exactly(message)):
-            few_shot_split(make_domain(), **arguments)  # type: ignore[arg-type]
+            few_shot_split(make_domain(), **arguments)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,10 @@ BY_HAND = {
     "make format": "changes files; `make lint` runs the same tools",
     "make audit": "asks pypi.org; CI need not have a network",
     "make bench": "needs a quiet machine",
+    "make coverage": "builds everything once more, and runs the tests twice",
     "make dependencies": "changes files",
+    "make fuzz": "takes ten minutes",
+    "make rates": "takes minutes; the tests run a tenth of it",
     "make test-minimum": "installs an old torch of several GB",
     "make test-peers": "installs every package that there is an integration for",
     "make wheels": "builds for several versions of Python",
@@ -106,8 +109,8 @@ def stand_ins(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import my_models
 
     timm = ModuleType("timm")
-    timm.is_model = lambda name: name == "resnet18"  # type: ignore[attr-defined]
-    timm.create_model = lambda name, pretrained: my_models.resnet()  # type: ignore[attr-defined]
+    timm.is_model = lambda name: name == "resnet18"
+    timm.create_model = lambda name, pretrained: my_models.resnet()
     monkeypatch.setitem(sys.modules, "timm", timm)
     yield
     for module in ("mynets", "my_models"):
@@ -122,6 +125,8 @@ def test_runs(line: str, folder: Path) -> None:
         import my_models
 
         safetensors.save_file(my_models.resnet(width=6, depth=2).state_dict(), folder / "resnet34.safetensors")
+    if ".yaml" in line:
+        pytest.importorskip("yaml")
     launcher, called = re.match(r"(.*?)transferops (.*)", line).groups()
     called, _, into = called.partition(" > ")
     arguments = shlex.split(f"{called} {SHORTER.get(called.split()[0], '')}")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import locale
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -103,6 +106,35 @@ def test_what_a_killed_writer_left_is_removed_when_it_is_old(tmp_path: Path) -> 
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".file.b.part", ".files.c.part", "file"]
 
 
+def test_what_another_process_removed_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tmp_path / ".file.a.part"
+    left.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    unlink = os.unlink
+
+    def twice(path: Any) -> None:
+        unlink(path)
+        unlink(path)
+
+    monkeypatch.setattr(os, "unlink", twice)
+    with replacing(tmp_path / "file") as file:
+        file.write(b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_folders_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows; then names reach the disk when the system sees fit."""
+
+    def refuse(*_: Any) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with replacing(tmp_path / "file") as file:
+        file.write(b"content")
+        monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.undo()
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").write_bytes(b"before")
     (tmp_path / "link").symlink_to(tmp_path / "real")
@@ -146,6 +178,19 @@ def test_every_damaged_byte_of_a_checkpoint_is_noticed(tmp_path: Path) -> None:
             checkpoint.load(path)
     for kept in (0, 1, 24, 90, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:kept])
+        with pytest.raises(ValueError, match="checkpoint: expected"):
+            checkpoint.load(path)
+
+
+def test_whoever_writes_a_checksum_gets_no_further(tmp_path: Path) -> None:
+    """It is against accidents, and what is behind it is checked all the same."""
+    path = tmp_path / "state.ckpt"
+    checkpoint.save(STATE, path)
+    content = path.read_bytes().partition(b"\n")[2]
+    plain = io.BytesIO()
+    torch.save(torch.ones(2), plain)
+    for forged in (b"", content[:-30], content[:200] + b"?" + content[201:], pickle.dumps(print), plain.getvalue()):
+        path.write_bytes(b"transferops checkpoint 1 " + hashlib.sha256(forged).hexdigest().encode() + b"\n" + forged)
         with pytest.raises(ValueError, match="checkpoint: expected"):
             checkpoint.load(path)
 

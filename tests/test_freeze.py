@@ -117,6 +117,6 @@ class TestFreeze:
     )
     def test_errors(self, part: object, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            freeze(nn.Linear(2, 2), part)  # type: ignore[arg-type]
+            freeze(nn.Linear(2, 2), part)
         with pytest.raises(TypeError, match="model: expected"):
-            freeze(3, [])  # type: ignore[arg-type]
+            freeze(3, [])

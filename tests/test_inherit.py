@@ -8,7 +8,7 @@ from math import floor
 
 import pytest
 import torch
-from families import VGG, ResNet, Untraceable, ViT, mlp, randomized, state, transformer
+from families import VGG, Depthwise, ResNet, Tokens, Untraceable, ViT, mlp, randomized, state, transformer
 from torch import nn
 
 from transferops.adapt import InheritanceReport, inherit
@@ -137,6 +137,7 @@ class TestCoherence:
             (lambda: ResNet([1, 1], 4, bottleneck=True), lambda: ResNet([1, 1], 6, bottleneck=True), (4, 3, 8, 8)),
             (lambda: VGG([1, 2], 8), lambda: VGG([1, 2], 12), (4, 3, 8, 8)),
             (lambda: mlp(6, 16, 16, 5, norm=True), lambda: mlp(6, 24, 24, 5, norm=True), (4, 6)),
+            (lambda: Depthwise(8), lambda: Depthwise(12), (4, 3, 8, 8)),
             (lambda: Untraceable(8), lambda: Untraceable(12), (4, 6)),
         ],
     )
@@ -228,6 +229,18 @@ class TestCoherence:
         inherit(upstream, randomized(target), 1.0)
         assert torch.equal(upstream.weight[:, :, 1:4, 1:4], target.weight)
         assert torch.equal(upstream.weight[:, :, 0], before[:, :, 0])
+
+    def test_a_channel_goes_with_all_that_makes_and_reads_it(self) -> None:
+        masks = inherit(Tokens(), Tokens(), 0.5, "filter").masks
+        stream = masks["norm.weight"]
+        assert 0 < int(stream.sum()) < len(stream)
+        for name in ("norm.bias", "query", *(f"encoder.norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias"))):
+            assert torch.equal(masks[name].flatten(), stream), name
+        assert torch.equal(masks["embedding.weight"], stream.expand(10, 8))
+        for makes in ("encoder.self_attn.out_proj", "encoder.linear2"):
+            assert torch.equal(masks[f"{makes}.bias"], stream), makes
+        for reads, own in (("key.weight", "key.bias"), ("encoder.linear1.weight", "encoder.linear1.bias")):
+            assert torch.equal(masks[reads], masks[own].unsqueeze(1) | stream), reads
 
 
 class TestSelection:

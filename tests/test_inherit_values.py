@@ -68,7 +68,7 @@ class TestErrors:
     @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), True, "half", None])
     def test_alpha(self, alpha: object) -> None:
         with pytest.raises(ValueError, match=r"alpha: expected a number in \[0, 1\]"):
-            inherit(nn.Linear(2, 2), nn.Linear(2, 2), alpha)  # type: ignore[arg-type]
+            inherit(nn.Linear(2, 2), nn.Linear(2, 2), alpha)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -93,7 +93,7 @@ class TestErrors:
     )
     def test_options(self, arguments: dict[str, object], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            inherit(nn.Linear(2, 2), nn.Linear(2, 2), 0.5, **arguments)  # type: ignore[arg-type]
+            inherit(nn.Linear(2, 2), nn.Linear(2, 2), 0.5, **arguments)
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_upstream_not_finite(self, value: float) -> None:
@@ -115,7 +115,7 @@ class TestErrors:
     @pytest.mark.parametrize("upstream", [3, {"weight": 3}, {"epoch": 1, "state": {}}])
     def test_not_a_state(self, upstream: object) -> None:
         with pytest.raises(TypeError, match="upstream_state: expected"):
-            inherit(nn.Linear(2, 2), upstream, 0.5)  # type: ignore[arg-type]
+            inherit(nn.Linear(2, 2), upstream, 0.5)
 
     def test_empty_state(self) -> None:
         with pytest.raises(ValueError, match="upstream_state: expected tensors by name, got none"):
@@ -123,7 +123,7 @@ class TestErrors:
 
     def test_not_a_module(self) -> None:
         with pytest.raises(TypeError, match=r"target: expected a torch\.nn\.Module"):
-            inherit({"weight": torch.ones(2)}, nn.Linear(2, 2), 0.5)  # type: ignore[arg-type]
+            inherit({"weight": torch.ones(2)}, nn.Linear(2, 2), 0.5)
 
     def test_uninitialised_target(self) -> None:
         for model in (nn.Linear(2, 2, device="meta"), nn.LazyLinear(2)):

@@ -29,7 +29,7 @@ def test_the_trainer_logs_the_scores_of_every_epoch(tmp_path: Path) -> None:
         )  # fmt: skip
         model = transformers.BertForSequenceClassification(config)
         data = [{"input_ids": torch.randint(20, (6,)), "labels": i % 3} for i in range(36)]
-        loader = DataLoader(data, batch_size=10)  # type: ignore[arg-type]
+        loader = DataLoader(data, batch_size=10)
         history = [ScoreCallback(loader), ScoreCallback(loader, ["h_score"], prefix="second_", every=2)]
         arguments = transformers.TrainingArguments(
             str(tmp_path), num_train_epochs=2, per_device_train_batch_size=9, learning_rate=1e-3, report_to=[],

@@ -24,7 +24,7 @@ from transferops.otqms import allocate  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
-class Classifier(lightning.LightningModule):  # type: ignore[misc, name-defined]
+class Classifier(lightning.LightningModule):
     """A small network; notes the inputs that it is trained on."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Classifier(lightning.LightningModule):  # type: ignore[misc, name-defined]
         return torch.optim.SGD(self.parameters(), lr=0.2)
 
 
-class Logged(lightning.Callback):  # type: ignore[misc, name-defined]
+class Logged(lightning.Callback):
     """Keeps what was logged and a copy of the model at both ends of every epoch."""
 
     def __init__(self) -> None:
@@ -195,6 +195,6 @@ class TestOtqmsSampling:
         with pytest.raises(ValueError, match=r"^source_models: expected a model for each source \(a\), got b"):
             OtqmsSampling(target, {"a": other}, {"b": Classifier()})
         with pytest.raises(TypeError, match=r"^sources\['a'\]: expected a map-style data set of \(input, label\), got"):
-            OtqmsSampling(target, {"a": iter(())}, {"a": Classifier()})  # type: ignore[dict-item]
+            OtqmsSampling(target, {"a": iter(())}, {"a": Classifier()})
         with pytest.raises(ValueError, match=r"^dimension: expected a positive number, got 0"):
             OtqmsSampling(target, {"a": other}, {"a": Classifier()}, dimension=0)

@@ -89,6 +89,10 @@ class TestClassifier:
         assert model.decision_function(features).shape == (80, 4)
         with pytest.raises(ValueError, match=r"^y: expected labels among \['bee', 'ant'\], got 'cat'"):
             HeadClassifier(classes=["bee", "ant"]).fit(features, labels)
+        with pytest.raises(
+            ValueError, match=r"^classes: expected labels that differ, got \['ant', 'bee', 'cat', 'bee'\]"
+        ):
+            HeadClassifier(classes=["ant", "bee", "cat", "bee"]).fit(features, labels)
         with pytest.raises(ValueError, match=r"^classes: expected the 4 rows of prior_weight, got 3"):
             HeadClassifier(prior).fit(features, labels)
 

@@ -123,7 +123,7 @@ def test_lightning(loader: DataLoader[Any], expected: dict[str, float]) -> None:
     lightning = pytest.importorskip("lightning.pytorch", exc_type=ImportError)
     from transferops.integrations.lightning import ScoreCallback
 
-    class Module(lightning.LightningModule):  # type: ignore[misc, name-defined]
+    class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.network = network()

@@ -134,7 +134,7 @@ def test_heat_maps(tmp_path: Path) -> None:
 )
 def test_bad_settings(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TransferSetting(**arguments)  # type: ignore[arg-type]
+        TransferSetting(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -152,4 +152,4 @@ def test_bad_settings(arguments: dict[str, float], message: str) -> None:
 def test_bad_options(options: dict[str, object], message: str) -> None:
     arguments = {"settings": [SMALL], "alphas": (0, 1), "seeds": (0,), **options}
     with pytest.raises(ValueError, match=message):
-        simulate(**arguments)  # type: ignore[arg-type]
+        simulate(**arguments)

@@ -1,8 +1,9 @@
-"""Files that are whole or not there at all, whatever happens while they are written."""
+"""Files that are whole or not there at all, whatever happens while they are written, and lines added to a file."""
 
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -44,6 +45,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+def append_line(path: str | os.PathLike[str], line: str, *, anew: bool = False) -> None:
+    """Add a line, which is on the disk when this returns; ``anew`` makes it the first and only one.
+
+    A process killed meanwhile leaves at most a part of it, which no newline ends. A pipe or device is only written to.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    new = anew or not os.path.exists(path)
+    with open(path, "wb" if anew else "ab") as file:
+        file.write(f"{line}\n".encode())
+        file.flush()
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(Path(path).absolute().parent)
 
 
 def _remove_left_over(folder: Path, prefix: str) -> None:

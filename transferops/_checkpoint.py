@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -49,5 +49,25 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | Non
         fail("checkpoint", f"a file of this version at {path}", "another one")
     if hashlib.sha256(rest).hexdigest().encode() != line[len(_MAGIC) :]:
         fail("checkpoint", f"{path} as it was written", "one with another checksum; remove it to start anew")
-    state: dict[str, Any] = torch.load(io.BytesIO(rest), map_location=device, weights_only=True)
+    state = read_torch(io.BytesIO(rest), path, device)
+    if not isinstance(state, dict):
+        fail("checkpoint", f"a dictionary in {path}", type(state).__name__)
     return state
+
+
+def read_torch(source: Path | BinaryIO, path: Path, device: torch.device | str = "cpu") -> Any:
+    """What ``torch.save`` wrote, without running code from it.
+
+    Raises:
+        ValueError: If the file, called ``path``, is none that torch takes.
+    """
+    try:
+        return torch.load(source, map_location=device, weights_only=True)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # torch raises a dozen kinds for a file that is none of its own
+        reason = str(error).strip().splitlines()
+        raise ValueError(
+            f"checkpoint: expected a file that torch.load(weights_only=True) takes, got {path}"
+            f" ({type(error).__name__}{': ' + reason[0] if reason else ''})"
+        ) from error

@@ -3,7 +3,7 @@
 // The kernels are given std::thread in place of torch's pool: OpenMP's synchronisation is invisible to
 // ThreadSanitizer, which would report each of its barriers. Besides, every result must be that of one thread, bit by
 // bit.
-#include <atomic>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,13 +20,14 @@ namespace {
 using namespace transferops::cpu;
 using transferops::Compute;
 
-// Tasks go to whichever thread is free, as they would in a pool.
+// Neighbouring tasks on different threads, with nothing between them but the start and the end. A shared counter of
+// tasks would order them, and a thread that started early could take them all: either hides a race.
 void threaded_for(std::int64_t count, const std::function<void(std::int64_t)>& body) {
-    std::atomic<std::int64_t> next{0};
+    const std::int64_t most = std::min<std::int64_t>(count, 16);
     std::vector<std::thread> threads;
-    for (int t = 0; t < 4; ++t)
-        threads.emplace_back([&] {
-            for (std::int64_t i = next++; i < count; i = next++) body(i);
+    for (std::int64_t t = 0; t < most; ++t)
+        threads.emplace_back([&, t] {
+            for (std::int64_t i = t; i < count; i += most) body(i);
         });
     for (auto& thread : threads) thread.join();
 }
@@ -168,6 +169,7 @@ void gradients(std::int64_t lists, std::int64_t size) {
 int main() {
     moments<float>(700, 130);
     moments<double>(90, 300);
+    moments<float>(2500, 9);            // enough rows for slices of them
     layer<float>(6, 5, 9, 7, 3, 1);     // tiles over positions
     layer<float>(40, 33, 40, 1, 1, 1);  // one position
     layer<double>(5, 8, 8, 6, 3, 8);    // many small groups

@@ -64,6 +64,7 @@ class DomainBundle:
     Args:
         domains: Domain by name, in the order of the file.
         class_names: One name per class, or ``None`` where the data does not say.
+        undecodable: Files that were left out because they could not be decoded, as paths within the folder.
 
     Raises:
         ValueError: If there is no domain, sample shapes differ, or a label is out of range.
@@ -71,6 +72,7 @@ class DomainBundle:
 
     domains: Mapping[str, Domain]
     class_names: tuple[str, ...] | None = None
+    undecodable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.domains:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ from transferops.data.arrays import domain_from_arrays
 from transferops.data.domains import DomainBundle
 
 
-def load_folder(path: str | os.PathLike[str], image_size: int | None = None) -> DomainBundle:
+def load_folder(
+    path: str | os.PathLike[str], image_size: int | None = None, *, skip_undecodable: bool = False
+) -> DomainBundle:
     """Read a bundle of domains from a folder tree ``path/domain/class/image``.
 
     Every image is decoded by Pillow, turned upright if its EXIF data says so, and converted to RGB. The
@@ -24,14 +28,20 @@ def load_folder(path: str | os.PathLike[str], image_size: int | None = None) -> 
     Args:
         path: The folder.
         image_size: Resize every image to ``image_size x image_size`` (bilinear). Needed where sizes differ.
+        skip_undecodable: Leave out images that cannot be decoded, in place of refusing the folder. Their names
+            are in the bundle, and a warning gives their number.
 
     Returns:
         The bundle with class names, domains sorted by name, inputs float32 ``[N, 3, H, W]`` in [-1, 1].
 
+    Warns:
+        UserWarning: Images were left out.
+
     Raises:
         FileNotFoundError: If there is no such folder.
         ImportError: If Pillow is missing.
-        ValueError: If a level of the tree is empty, an image cannot be decoded, or sizes differ.
+        ValueError: If a level of the tree is empty, an image cannot be decoded (with ``skip_undecodable``: no image
+            of a domain can), or sizes differ.
     """
     root = Path(path)
     if not root.is_dir():
@@ -45,13 +55,31 @@ def load_folder(path: str | os.PathLike[str], image_size: int | None = None) -> 
     }
     class_names = tuple(sorted({name for classes in tree.values() for name in classes}))
     decode = _Decoder(image_size)
-    domains = {}
+    domains, undecodable = {}, list[str]()
     for domain, classes in tree.items():
         files = [(file, class_names.index(name)) for name, images in classes.items() for file in images]
-        x = np.stack([decode(file) for file, _ in files])
-        y = np.array([label for _, label in files], dtype=np.int64)
-        domains[domain] = domain_from_arrays(domain, x, y, counts=False)
-    return DomainBundle(domains, class_names)
+        images, labels = list[NDArray[np.uint8]](), list[int]()
+        for file, label in files:
+            try:
+                images.append(decode(file))
+            except _UndecodableError:
+                if not skip_undecodable:
+                    raise
+                undecodable.append(file.relative_to(root).as_posix())
+            else:
+                labels.append(label)
+        if not images:
+            fail("data", f"an image in {root / domain} that can be decoded", f"none among {len(files)}")
+        domains[domain] = domain_from_arrays(domain, np.stack(images), np.array(labels), counts=False)
+    if undecodable:
+        warnings.warn(f"data: {left_out(undecodable)}", stacklevel=2)
+    return DomainBundle(domains, class_names, tuple(undecodable))
+
+
+def left_out(undecodable: Sequence[str], most: int = 5) -> str:
+    """A sentence with their number and the first of them."""
+    names = ", ".join(undecodable[:most]) + ", ..." * (len(undecodable) > most)
+    return f"left out {len(undecodable)} image{'s' * (len(undecodable) > 1)} that cannot be decoded: {names}"
 
 
 def _entries(folder: Path, kind: str, *, folders: bool = True) -> list[Path]:
@@ -64,6 +92,10 @@ def _entries(folder: Path, kind: str, *, folders: bool = True) -> list[Path]:
     if not found:
         fail("data", f"{kind} in {folder} (domain/class/image)", "none")
     return found
+
+
+class _UndecodableError(ValueError):
+    """A file that should be an image."""
 
 
 class _Decoder:
@@ -80,7 +112,7 @@ class _Decoder:
             with Image.open(file) as opened:
                 image = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f"data: expected an image, got {file}, which cannot be decoded") from error
+            raise _UndecodableError(f"data: expected an image, got {file}, which cannot be decoded") from error
         if self._image_size is not None:
             image = image.resize((self._image_size, self._image_size), Image.Resampling.BILINEAR)
         size = f"{image.width}x{image.height}"

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from transferops._atomic import append_line
 from transferops.otqms.records import EpochRecord
 
 _KEY = ("strategy", "seed", "epoch")  # of an entry
+_START = b'{"strategy": '  # of a line
 
 
 class EpochLog:
-    """Writes every epoch at once, so that a killed process loses none.
+    """Writes every epoch at once, to the disk, so that neither a killed process nor a machine that stops loses one.
 
-    A training that goes on from a checkpoint may write an epoch a second time; :func:`read_log` keeps the last.
+    A line that could not be finished is removed when the file is opened again. A training that goes on from a
+    checkpoint may write an epoch a second time; :func:`read_log` keeps the last.
 
     Args:
         path: A file to append lines to, each an object with ``strategy``, ``seed`` and the record's fields.
@@ -41,9 +44,7 @@ class EpochLog:
     def __call__(self, strategy: str, seed: int, record: EpochRecord) -> None:
         """Note one epoch."""
         if self._path is not None:
-            line = json.dumps({"strategy": strategy, "seed": seed, **dataclasses.asdict(record)}) + "\n"
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
+            append_line(self._path, json.dumps({"strategy": strategy, "seed": seed, **dataclasses.asdict(record)}))
         if self._folder is not None:
             self._to_tensorboard(strategy, seed, record)
 
@@ -71,13 +72,23 @@ class EpochLog:
         writer.flush()
 
     def _end_broken_line(self) -> None:
-        """A process killed while it wrote leaves a part of a line; the next must not continue it."""
+        """A process killed while it wrote leaves a part of a line, which the next must not continue.
+
+        It goes, unless it is whole but for the newline, or never was a line of a log.
+        """
         assert self._path is not None
-        if not self._path.exists() or self._path.stat().st_size == 0:
+        if not self._path.is_file():
+            return
+        content = self._path.read_bytes()
+        complete = content.rfind(b"\n") + 1
+        part = content[complete:]
+        if not part:
             return
         with self._path.open("rb+") as file:
-            file.seek(-1, os.SEEK_END)
-            if file.read() != b"\n":
+            if _START.startswith(part) or (part.startswith(_START) and _entry(part) is None):
+                file.truncate(complete)
+            else:
+                file.seek(0, os.SEEK_END)
                 file.write(b"\n")
 
 
@@ -98,10 +109,18 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict) and all(isinstance(entry.get(key), (str, int)) for key in _KEY):
+    for line in path.read_bytes().splitlines():
+        entry = _entry(line)
+        if entry is not None:
             yield entry
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """What a line says, or None if it is none of a log."""
+    try:
+        entry = json.loads(line.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(entry, dict) and all(isinstance(entry.get(key), (str, int)) for key in _KEY):
+        return entry
+    return None
