@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from emulator import ADDRESS, KERNELS, ORDERS, ROOT, EmulationError, Emulator, compile_object, disagreement, link
+
+SHARE = 1 if os.environ.get("TRANSFEROPS_MUTANTS") == "all" else 4
+"""Each has to be compiled: the tests try every fourth, and `make mutants` all."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,12 @@ class Family:
             mutants.append(Mutant(name, file, text.index(old), old, new))
         return mutants
 
+    def tried(self) -> list[Mutant]:
+        """Those of this run."""
+        return self.mutants()[::SHARE]
+
     def symptoms(self, folder: Path) -> dict[str, str | None]:
-        """What is wrong with each mutant in any case and thread order, and with the kernels as they are ("none")."""
+        """What is wrong with each mutant tried in any case and order of threads; "none": as they are."""
         *kernels, harness = self.sources
         harness = compile_object(folder / "harness.o", harness, f"-DONLY_TYPE={self.type}", sanitizers=ADDRESS)
         kept = "|".join((self.type, *self.others))
@@ -87,7 +95,7 @@ class Family:
             with self.emulator(link(copy / "program", *parts.values(), harness, sanitizers=ADDRESS)) as emulator:
                 return next(symptoms_of(emulator, cases), None)
 
-        mutants = self.mutants()
+        mutants = self.tried()
         with ThreadPoolExecutor(2) as pool:
             found = pool.map(examine, range(len(mutants) + 1), [None, *mutants])
             return dict(zip(["none", *(mutant.name for mutant in mutants)], found, strict=True))
