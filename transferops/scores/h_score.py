@@ -207,8 +207,8 @@ class HScore(FeatureScore):
         caveat = solution.caveat
         if alpha == 1:
             caveat = (
-                f"h_score: the covariance of {samples} samples is so uncertain that it is shrunk to a multiple of the "
-                "identity (alpha = 1), and the score is 0 for any labels; use more samples"
+                f"h_score: the covariance of {samples} samples is no further from a multiple of the identity than its "
+                "sampling error: it is shrunk to that (alpha = 1) and the score is 0 for any labels; take more samples"
             )
         return HScoreDetails(
             value,
