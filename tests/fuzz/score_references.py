@@ -15,6 +15,8 @@ from torch import Tensor
 
 
 def _condition(x: Tensor) -> float:
+    if not x.isfinite().all():  # of constant columns that were divided by their spread
+        return math.inf
     values = torch.linalg.svdvals(x)
     return float(values[0] / values[-1]) if float(values[-1]) > 0 else math.inf
 
@@ -27,7 +29,10 @@ def h_score(
     if classes < 2 or samples < 3:
         return None
     if standardize:
-        x = x / x.std(0, correction=0)
+        spread = x.std(0, correction=0)
+        if not (spread > 0).all():
+            return None
+        x = x / spread
     if regularized:
         scale = float((x - x.mean(0)).abs().max())
         fine = scale > 0 and samples > 2 and dim > 1
