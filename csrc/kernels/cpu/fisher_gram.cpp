@@ -1,9 +1,9 @@
 // The exact Fisher information of a softmax output along K directions, from logits and tangents in one read.
 //
-// Per sample: exponentials of the logits; then, a block of classes at a time, the weighted first and second moments of
-// the K rows about a shift, in one pass. The shift is the tangent at the likeliest class, of probability p: by
-// Chebyshev's inequality its distance from the mean is at most sqrt(variance / p), so that taking the mean's square
-// away costs few digits. Where it would cost many, the sample is gone through once more about its mean.
+// Per sample: the highest logit; then, a block of classes at a time, exponentials of the logits and the weighted first
+// and second moments of the K rows about a shift, in one pass. The shift is the tangent at the likeliest class, of
+// probability p: by Chebyshev's inequality its distance from the mean is at most sqrt(variance / p), so that taking the
+// mean's square away costs few digits. Where it would cost many, the sample is gone through once more about its mean.
 #include <algorithm>
 #include <bit>
 #include <cstdint>
@@ -16,16 +16,18 @@
 #include "fisher_operand.h"
 #include "tile.h"
 
-// Loops over registers that only load or store are unrolled before the compiler takes them for a copy of memory.
+// Loops over registers that only load or store are unrolled before the compiler takes them for a copy of memory; long
+// ones twice, as instructions that count and jump are as dear as others here.
+#define TRANSFEROPS_TWICE _Pragma("GCC unroll 2")
 #define TRANSFEROPS_UNROLL _Pragma("GCC unroll 8")
 
 namespace transferops::cpu {
 namespace {
 
-constexpr std::int64_t kBlockBytes = 8 << 10;  // of one block of all directions' tangents, which stays in L1
-constexpr std::int64_t kMinBlock = 128;        // classes
-constexpr std::int64_t kSpan = 1024;           // classes whose sums are taken in lanes, from there on in float64
-constexpr std::int64_t kSampleSlices = 64;     // added in order
+constexpr std::int64_t kBlockBytes = 16 << 10;  // of one block of all directions' tangents, which stays in L1
+constexpr std::int64_t kMinBlock = 128;         // classes
+constexpr std::int64_t kSpan = 1024;            // classes whose sums are taken in lanes, from there on in float64
+constexpr std::int64_t kSampleSlices = 64;      // added in order
 constexpr double kFar = 0.875;  // of a second moment may be the square of the mean: costs 3 of float32's 24 digits
 
 // Rows in cache are worked on in whole vectors: they are padded to multiples of kPanel with what counts for nothing.
@@ -101,35 +103,31 @@ struct Highest {
     }
 };
 
-// row = exp(row - highest), and its sum, in four chains so that additions do not wait for each other.
-template <class E>
-struct Exponentials {
-    E* row;
-    std::int64_t count;
-    E highest;
-    double& sum;
-
-    template <int LANES>
-    __attribute__((always_inline)) inline void run() const {
-        using Vectors = Simd<E, LANES>;
-        typename Vectors::Vector chain[4] = {};
-        std::int64_t i = 0;
-        const auto value = [x = *this](std::int64_t at) __attribute__((always_inline)) {
-            return Vectors::at(x.row + at) = exp_of_negative<E, LANES>(Vectors::load(x.row + at) - x.highest);
-        };
-        for (; i + 4 * LANES <= count; i += 4 * LANES)
-            for (int j = 0; j < 4; ++j) chain[j] += value(i + j * LANES);
-        for (; i < count; i += LANES) chain[0] += value(i);
-        sum = sum_of_lanes<E, LANES>((chain[0] + chain[1]) + (chain[2] + chain[3]));
-    }
-};
-
 // A block of classes of one sample, a multiple of kPanel.
 template <class E>
 struct Block {
     const E* x;  // [directions][classes], rows row_stride apart
     std::int64_t row_stride, classes;
     const E* weights;
+};
+
+// weights = exp(logits - highest), and their sum; `count` is a multiple of kPanel.
+template <class E>
+struct Exponentials {
+    const E* logits;
+    std::int64_t count;
+    E highest;
+    E* weights;
+    double& sum;
+
+    template <int LANES>
+    __attribute__((always_inline)) inline void run() const {
+        using Vectors = Simd<E, LANES>;
+        typename Vectors::Vector total{};
+        for (std::int64_t c = 0; c < count; c += LANES)
+            total += Vectors::at(weights + c) = exp_of_negative<E, LANES>(Vectors::load(logits + c) - highest);
+        sum = sum_of_lanes<E, LANES>(total);
+    }
 };
 
 // What the caches get meanwhile: a line for each row and kPanel classes, evenly, as rows are too short and arithmetic
@@ -139,7 +137,7 @@ struct Ahead {
     std::int64_t row_bytes, class_bytes;
 };
 
-// In lanes, with y_k = x_k - shift[k]: gram [rows][rows][kPanel] += sum_c weights[c] y_k[c] y_l[c] for k <= l, and
+// In lanes, with y_k = x_k + offset[k]: gram [rows][rows][kPanel] += sum_c weights[c] y_k[c] y_l[c] for k <= l, and
 // mean [rows][kPanel] += sum_c weights[c] y_k[c].
 //
 // By tiles of kRows rows with kWide rows, the first of them themselves, and the last kTriangle rows or fewer with
@@ -148,7 +146,7 @@ template <class E>
 struct Moments {
     Block<E> block;
     std::int64_t rows;
-    const E* shift;
+    const E* offset;
     Ahead ahead;
     E* gram;
     E* mean;
@@ -159,19 +157,28 @@ struct Moments {
         constexpr int kRows = kMany ? 3 : 2, kWide = kMany ? 8 : 4, kTriangle = kMany ? 5 : 3;
         std::int64_t k = 0;
         for (; rows - k > kTriangle; k += kRows) {
-            with_width<kTriangle + 1, kWide>(
-                rows - k, [&](auto width) __attribute__((always_inline)) { add<LANES, kRows, width(), true>(k, k); });
-            for (std::int64_t l = k + kWide; l < rows; l += kWide)
-                with_width<1, kWide>(rows - l, [&](auto width) __attribute__((always_inline)) {
+            std::int64_t l = k + width_of(rows - k, kWide);
+            with_width<kRows, kWide>(
+                l - k, [&](auto width) __attribute__((always_inline)) { add<LANES, kRows, width(), true>(k, k); });
+            for (std::int64_t next; l < rows; l = next) {
+                next = l + width_of(rows - l, kWide);
+                with_width<1, kWide>(next - l, [&](auto width) __attribute__((always_inline)) {
                     add<LANES, kRows, width(), false>(k, l);
                 });
+            }
         }
         with_width<1, kTriangle>(
             rows - k, [&](auto width) __attribute__((always_inline)) { add<LANES, width(), width(), true>(k, k); });
     }
 
   private:
-    // Calls f with the constant min(width, MOST), for a width of at least LEAST.
+    // Of the rows left, those that one tile takes: not all but one, since the sums of a narrow tile wait for each
+    // other.
+    static std::int64_t width_of(std::int64_t left, std::int64_t most) {
+        return left == most + 1 ? most - 1 : std::min(left, most);
+    }
+
+    // Calls f with the constant width, which is LEAST to MOST.
     template <int LEAST, int MOST, class F>
     __attribute__((always_inline)) static inline void with_width(std::int64_t width, const F& f) {
         if constexpr (LEAST < MOST)
@@ -188,7 +195,7 @@ struct Moments {
         const auto [x, stride, classes, weights] = block;
         const auto [next, next_stride, next_step] = ahead;
         const E *left = x + first * stride, *right = x + second * stride;
-        const E *left_shift = shift + first, *right_shift = shift + second;
+        const E *left_offset = offset + first, *right_offset = offset + second;
         E *tile = gram + (first * rows + second) * kPanel<E>, *own_mean = mean + first * kPanel<E>;
         const std::int64_t tile_stride = rows * kPanel<E>;
         Vector sum[K][L], total[K];
@@ -198,20 +205,21 @@ struct Moments {
             TRANSFEROPS_UNROLL
             for (int l = OWN ? k : 0; l < L; ++l) sum[k][l] = Vectors::load(tile + k * tile_stride + l * kPanel<E>);
         }
+        TRANSFEROPS_TWICE
         for (std::int64_t c = 0; c < classes; c += LANES) {
             if (OWN && c % kPanel<E> == 0)
                 for (int k = 0; k < K; ++k) __builtin_prefetch(next + (first + k) * next_stride + c * next_step);
             const Vector weight = Vectors::load(weights + c);
             Vector weighted[K];
             for (int k = 0; k < K; ++k) {
-                const Vector y = Vectors::load(left + k * stride + c) - left_shift[k];
+                const Vector y = Vectors::load(left + k * stride + c) + left_offset[k];
                 weighted[k] = y * weight;
                 if (!OWN) continue;
                 total[k] += weighted[k];
                 for (int j = 0; j <= k; ++j) sum[j][k] += weighted[j] * y;
             }
             for (int l = OWN ? K : 0; l < L; ++l) {
-                const Vector y = Vectors::load(right + l * stride + c) - right_shift[l];
+                const Vector y = Vectors::load(right + l * stride + c) + right_offset[l];
                 for (int k = 0; k < K; ++k) sum[k][l] += weighted[k] * y;
             }
         }
@@ -264,24 +272,25 @@ class SampleGram {
           logits_sample_stride_(sample_stride),
           logits_class_stride_(class_stride),
           x_(x),
-          in_place_(std::is_same_v<E, T> && x.class_stride == 1),
+          in_place_(std::is_same_v<E, T> && x.class_stride == 1 && class_stride == 1),
           block_(block_size(x.directions)),
-          weights_(aligned_buffer<E>(ceil_div(x.classes, kPanel<E>) * kPanel<E>)),
+          weights_(aligned_buffer<E>(block_)),
+          logit_row_(aligned_buffer<E>(block_)),
           rows_(aligned_buffer<E>(x.directions * (in_place_ ? kPanel<E> : block_))),
-          shift_(static_cast<std::size_t>(x.directions)),
+          offset_(static_cast<std::size_t>(x.directions)),
           lanes_(zeros<E>((1 + x.directions) * x.directions * kPanel<E>)),
           sums_(static_cast<std::size_t>((1 + x.directions) * x.directions)) {}
 
     // Adds sample n to gram [K, K].
     void add(std::int64_t n, double* gram) {
         const std::int64_t directions = x_.directions;
-        const auto [mass, likeliest] = softmax(n);
-        for (std::int64_t k = 0; k < directions; ++k) shift_[k] = convert<E>(*tangent(k, n, likeliest));
-        if (!moments(n, mass)) {
-            for (std::int64_t k = 0; k < directions; ++k) shift_[k] += static_cast<E>(sums_[k] / mass);
-            moments(n, mass);
+        const auto [highest, likeliest] = highest_logit(n);
+        for (std::int64_t k = 0; k < directions; ++k) offset_[k] = -convert<E>(*tangent(k, n, likeliest));
+        if (!moments(n, highest)) {
+            for (std::int64_t k = 0; k < directions; ++k) offset_[k] -= static_cast<E>(sums_[k] / mass_);
+            moments(n, highest);
         }
-        const double scale = 1 / mass;
+        const double scale = 1 / mass_;
         for (std::int64_t k = 0; k < directions; ++k) {
             const double mean = sums_[k] * scale, *products = sums_.data() + (1 + k) * directions;
             for (std::int64_t l = k; l < directions; ++l)
@@ -290,81 +299,96 @@ class SampleGram {
     }
 
   private:
+    static constexpr E kLowest = -std::numeric_limits<E>::infinity();
+
     // A power of two, so that blocks end where spans do.
     static std::int64_t block_size(std::int64_t directions) {
         const auto fit = static_cast<std::uint64_t>(kBlockBytes) / sizeof(E) / static_cast<std::uint64_t>(directions);
         return std::clamp(static_cast<std::int64_t>(std::bit_floor(fit)), kMinBlock, kSpan);
     }
 
+    const T* logit(std::int64_t n, std::int64_t c) const {
+        return logits_ + n * logits_sample_stride_ + c * logits_class_stride_;
+    }
+
     const T* tangent(std::int64_t k, std::int64_t n, std::int64_t c) const {
         return x_.data + k * x_.direction_stride + n * x_.sample_stride + c * x_.class_stride;
     }
 
-    // weights_ = exp(logits - highest), zero beyond the classes; their sum, and the class of the highest.
-    std::pair<double, std::int64_t> softmax(std::int64_t n) {
-        const std::int64_t padded = ceil_div(x_.classes, kPanel<E>) * kPanel<E>;
-        const T* next = logits_ + std::min(n + 1, x_.samples - 1) * logits_sample_stride_;
-        for (std::int64_t c = 0; c < x_.classes; c += kPanel<E>) __builtin_prefetch(next + c * logits_class_stride_);
-        const T* row = logits_ + n * logits_sample_stride_;
-        E highest = -std::numeric_limits<E>::infinity();
+    static std::int64_t padded(std::int64_t count) { return ceil_div(count, kPanel<E>) * kPanel<E>; }
+
+    // How many classes from `first` on are worked on at once: what is read in place is a multiple of kPanel.
+    std::int64_t classes_from(std::int64_t first) const {
+        const std::int64_t count = std::min(block_, x_.classes - first);
+        return in_place_ && count > kPanel<E> ? count - count % kPanel<E> : count;
+    }
+
+    // `count` entries of a row in whole vectors: where they stand, or converted to `copy` with `beyond` after them.
+    const E* vectors_of(const T* source, std::int64_t stride, std::int64_t count, E beyond, E* copy) const {
+        if constexpr (std::is_same_v<E, T>)
+            if (in_place_ && count == padded(count)) return source;
+        convert_row(source, stride, count, copy);
+        std::fill(copy + count, copy + padded(count), beyond);
+        return copy;
+    }
+
+    const E* logits_of(std::int64_t n, std::int64_t first, std::int64_t count) const {
+        return vectors_of(logit(n, first), logits_class_stride_, count, kLowest, logit_row_.get());
+    }
+
+    // The highest logit of sample n, and its class.
+    std::pair<E, std::int64_t> highest_logit(std::int64_t n) const {
+        E highest = kLowest;
         std::int64_t likeliest = 0;
-        for (std::int64_t first = 0; first < padded; first += kSpan) {
-            const std::int64_t count = std::min(kSpan, x_.classes - first), room = std::min(kSpan, padded - first);
-            E* part = weights_.get() + first;
-            convert_row(row + first * logits_class_stride_, logits_class_stride_, count, part);
-            std::fill(part + count, part + room, -std::numeric_limits<E>::infinity());
+        for (std::int64_t first = 0, count; first < x_.classes; first += count) {
+            count = classes_from(first);
             E here;
             std::int64_t place;
-            run<E>(Highest<E>{part, room, here, place});
+            run<E>(Highest<E>{logits_of(n, first, count), padded(count), here, place});
             if (here <= highest) continue;
             highest = here;
             likeliest = first + place;
         }
         for (std::int64_t k = 0; k < x_.directions; ++k) __builtin_prefetch(tangent(k, n, likeliest));
-        double mass = 0;
-        for (std::int64_t first = 0; first < padded; first += kSpan) {
-            double part;
-            run<E>(Exponentials<E>{weights_.get() + first, std::min(kSpan, padded - first), highest, part});
-            mass += part;
-        }
-        return {mass, likeliest};
+        return {highest, likeliest};
     }
 
-    // sums_ about shift_. False if a mean is so far from it that squares would lose digits.
-    bool moments(std::int64_t n, double mass) {
+    // mass_, and sums_ about the shift. False if a mean is so far from it that squares would lose digits.
+    bool moments(std::int64_t n, E highest) {
         std::fill(sums_.begin(), sums_.end(), 0.0);
+        mass_ = 0;
         for (std::int64_t first = 0, count; first < x_.classes; first += count) {
-            count = std::min(block_, x_.classes - first);
-            if (in_place_ && count > kPanel<E>) count -= count % kPanel<E>;
-            const std::int64_t next = n * x_.classes + first + block_ + block_ / 2;
-            run<E>(Moments<E>{block_at(n, first, count), x_.directions, shift_.data(),
-                              Ahead{reinterpret_cast<const char*>(
-                                        tangent(0, std::min(next / x_.classes, x_.samples - 1), next % x_.classes)),
-                                    x_.direction_stride * static_cast<std::int64_t>(sizeof(T)),
-                                    x_.class_stride * static_cast<std::int64_t>(sizeof(T))},
+            count = classes_from(first);
+            double mass;
+            run<E>(Exponentials<E>{logits_of(n, first, count), padded(count), highest, weights_.get(), mass});
+            mass_ += mass;
+            run<E>(Moments<E>{block_at(n, first, count), x_.directions, offset_.data(), ahead_of(n, first),
                               lanes_.get() + x_.directions * kPanel<E>, lanes_.get()});
             if ((first + count) % kSpan == 0 || first + count == x_.classes)
                 run<E>(TakeLanes<E>{lanes_.get(), x_.directions, sums_.data()});
         }
         bool close = true;
         for (std::int64_t k = 0; k < x_.directions; ++k)
-            close = close && !(sums_[k] * sums_[k] > kFar * mass * sums_[(1 + k) * x_.directions + k]);
+            close = close && !(sums_[k] * sums_[k] > kFar * mass_ * sums_[(1 + k) * x_.directions + k]);
         return close;
     }
 
-    // Classes first .. first + count - 1. What cannot be read where it stands is copied, converted and padded with the
-    // shift.
+    // What cannot be read where it stands is copied and padded with the shift.
     Block<E> block_at(std::int64_t n, std::int64_t first, std::int64_t count) {
-        const std::int64_t room = ceil_div(count, kPanel<E>) * kPanel<E>;
-        if constexpr (std::is_same_v<E, T>)
-            if (in_place_ && count == room)
-                return {tangent(0, n, first), x_.direction_stride, count, weights_.get() + first};
-        for (std::int64_t k = 0; k < x_.directions; ++k) {
-            E* row = rows_.get() + k * room;
-            convert_row(tangent(k, n, first), x_.class_stride, count, row);
-            std::fill(row + count, row + room, shift_[k]);
-        }
-        return {rows_.get(), room, room, weights_.get() + first};
+        const std::int64_t room = padded(count);
+        const E* row = vectors_of(tangent(0, n, first), x_.class_stride, count, -offset_[0], rows_.get());
+        const bool copied = row == rows_.get();
+        for (std::int64_t k = 1; copied && k < x_.directions; ++k)
+            vectors_of(tangent(k, n, first), x_.class_stride, count, -offset_[k], rows_.get() + k * room);
+        return {row, copied ? room : x_.direction_stride, room, weights_.get()};
+    }
+
+    // What the next blocks will read, of this sample or the next.
+    Ahead ahead_of(std::int64_t n, std::int64_t first) const {
+        const std::int64_t next = n * x_.classes + first + block_;
+        const T* data = tangent(0, std::min(next / x_.classes, x_.samples - 1), next % x_.classes);
+        constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
+        return {reinterpret_cast<const char*>(data), x_.direction_stride * kSize, x_.class_stride * kSize};
     }
 
     const T* logits_;
@@ -372,8 +396,9 @@ class SampleGram {
     TangentView<T> x_;
     bool in_place_;
     std::int64_t block_;
-    AlignedBuffer<E> weights_, rows_;
-    std::vector<E> shift_;
+    AlignedBuffer<E> weights_, logit_row_, rows_;  // of one block
+    std::vector<E> offset_;                        // minus the shift
+    double mass_ = 0;
     AlignedBuffer<E> lanes_;    // of one sample: of the rows [K], then of their products [K, K]
     std::vector<double> sums_;  // the same
 };
