@@ -1,9 +1,9 @@
 """The gradients ops against the torch calls that they replace, on lists like those of a network's parameters, and
 restarts of a gradient expectation all at once against one by one.
 
-Floors: for the running moments, the bytes that must move (gradients read, moments read and written) at the rate at
-which ``Tensor.copy_`` moves as many floats (read and written bytes counted); for the Gram matrices, the time that
-summing the same numbers takes, which reads them once.
+Floors, measured in turn with the contenders: for the running moments, the bytes that must move (gradients read, moments
+read and written) at the rate at which ``Tensor.copy_`` moves as many floats (read and written bytes counted); for the
+Gram matrices, the time that summing the same numbers takes, which reads them once.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def lists(count: int) -> list[list[Tensor]]:
     return [[torch.randn(shape, generator=generator) for shape in SHAPES] for _ in range(count)]
 
 
-def copy_rate() -> float:
-    """Bytes per second, read and written counted, of copying as many floats as the list has."""
+def moving(count: int) -> tuple[Callable[[], object], float]:
+    """Copying as many floats as a list has, which reads and writes them, and how often that is ``count`` of the two."""
     source = torch.randn(WEIGHTS)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / interleaved_minimum({"copy": lambda: target.copy_(source)})["copy"]
+    return lambda: target.copy_(source), count / 2
 
 
 def foreach_moments(means: list[Tensor], squares: list[Tensor], gradients: list[Tensor], count: int) -> None:
@@ -71,7 +71,7 @@ def test_gradient_expectation(benchmark: object, variance: bool) -> None:
         benchmark,
         lambda: ops.gradient_expectation_(means, squares if variance else None, gradients, count),
         peers,
-        floor=(5 if variance else 3) * 4 * WEIGHTS / copy_rate(),
+        floor=moving(5 if variance else 3),
         sizes=SIZES,
         values={},
     )
@@ -80,13 +80,12 @@ def test_gradient_expectation(benchmark: object, variance: bool) -> None:
 @pytest.mark.parametrize("count", [2, 4, 8])
 def test_gradient_gram(benchmark: object, count: int) -> None:
     rows = lists(count)
-    read = interleaved_minimum({"read": lambda: [x.sum() for row in rows for x in row]})["read"]
     want = foreach_gram([[x.double() for x in row] for row in rows])
     compare(
         benchmark,
         lambda: ops.gradient_gram(rows),
         {"_foreach": lambda: foreach_gram(rows), "dot": lambda: dot_gram(rows)},
-        floor=read,
+        floor=(lambda: [x.sum() for row in rows for x in row], 1),
         sizes={**SIZES, "K": count},
         values={"relative error to float64": float((ops.gradient_gram(rows) - want).abs().max() / want.abs().max())},
     )
@@ -122,7 +121,7 @@ def test_gradient_expectation_gram(benchmark: object, updated: int) -> None:
         benchmark,
         lambda: ops.gradient_expectation_gram_(means, None, gradients, counts),
         {"_foreach": composed, "_foreach and dot": composed_with_dot, "the two ops": in_two_steps},
-        floor=updated * 3 * 4 * WEIGHTS / copy_rate(),
+        floor=moving(3 * updated),
         sizes=SIZES,
         values={"relative error to float64": float((gram - want).abs().max() / want.abs().max())},
     )
@@ -142,13 +141,12 @@ def test_weighted_gram(benchmark: object, based: bool) -> None:
     def ours() -> Tensor:
         return ops.weighted_gram(directions, weights, base if based else None)
 
-    read = interleaved_minimum({"read": lambda: (directions.sum(), weights.sum(), base.sum() if based else None)})
     want = composed(directions.double(), weights.double(), base.double())
     compare(
         benchmark,
         ours,
         {"(D w) @ D.T": lambda: composed(directions, weights, base)},
-        floor=read["read"],
+        floor=(lambda: (directions.sum(), weights.sum(), base.sum() if based else None), 1),
         sizes={"K": count, "P": size},
         values={"relative error to float64": float((ours() - want).abs().max() / want.abs().max())},
     )
@@ -163,14 +161,13 @@ def test_gradient_fisher_gram(benchmark: object) -> None:
         products, squares = rows @ moves.T, rows.square()
         return products.T @ products / samples, squares.mean(0), squares.sum(1)
 
-    read = interleaved_minimum({"read": gradients.sum})["read"]
     want = composed(gradients.double(), directions.double())[0]
     got = ops.gradient_fisher_gram(gradients, directions).gram
     compare(
         benchmark,
         lambda: ops.gradient_fisher_gram(gradients, directions),
         {"products": lambda: composed(gradients, directions)},
-        floor=read,
+        floor=(gradients.sum, 1),
         sizes={"N": samples, "P": size, "K": count},
         values={"relative error to float64": float((got - want).abs().max() / want.abs().max())},
     )

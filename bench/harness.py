@@ -72,7 +72,7 @@ def compare(
     ours: Contender,
     peers: dict[str, Contender],
     *,
-    floor: float,
+    floor: float | tuple[Contender, float],
     sizes: dict[str, int],
     values: dict[str, float],
 ) -> None:
@@ -81,11 +81,15 @@ def compare(
     Args:
         benchmark: the pytest-benchmark fixture; its own statistics are of ``ours`` alone.
         ours, peers: calls on the same inputs.
-        floor: seconds that the unavoidable operations or bytes take at this machine's measured rate.
+        floor: seconds that the unavoidable operations or bytes take at this machine's measured rate; or a call that
+            moves bytes and how many times its seconds are the floor, which then takes turns with the others: the rate
+            of memory that others use as well changes within minutes.
         sizes: what the inputs were.
         values: results to put on record (errors, scores).
     """
-    seconds = interleaved_minimum({"ours": ours, **peers})
+    moves = {"floor": floor[0]} if isinstance(floor, tuple) else {}
+    seconds = interleaved_minimum({"ours": ours, **peers, **moves})
+    floor_seconds = seconds.pop("floor") * floor[1] if isinstance(floor, tuple) else floor
     best_peer = min(peers, key=lambda name: seconds[name])
     benchmark.extra_info.update(
         sizes=sizes,
@@ -94,8 +98,8 @@ def compare(
         megabytes={name: peak_megabytes(call) for name, call in {"ours": ours, **peers}.items()},
         best_peer=best_peer,
         times_faster=seconds[best_peer] / seconds["ours"],
-        floor_seconds=floor,
-        times_floor=seconds["ours"] / floor,
+        floor_seconds=floor_seconds,
+        times_floor=seconds["ours"] / floor_seconds,
         values=values,
     )
     slow = seconds["ours"] > 2  # its own statistics are not worth minutes then
