@@ -77,6 +77,15 @@ def test_constant_scores_are_undefined() -> None:
     assert quality.recall.value == pytest.approx(1 / 5)
 
 
+def test_relative_to_a_best_accuracy_of_zero_is_undefined() -> None:
+    accuracies = np.array([[-1.0, 0, -2], [50, 60, 70]])
+    quality = evaluate_ranking(random(2, 3), accuracies, resamples=20)
+    assert np.isnan(quality.relative_accuracy.value)
+    assert np.isfinite(quality.recall.value)
+    # Resamples in which it is defined for every target count: (-1, -1, -1) and the like of the first, all of the second.
+    assert quality.relative_accuracy.low <= quality.relative_accuracy.high
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_equal_scores_count_by_all_their_orders(seed: int) -> None:
     generator = np.random.default_rng(seed)

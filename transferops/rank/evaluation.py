@@ -91,8 +91,8 @@ def evaluate_ranking(
         seed: Of the resamples.
 
     Returns:
-        The four measures. With several targets each is the mean over targets. A measure that is undefined because all
-        scores or all accuracies are equal is NaN.
+        The four measures. With several targets each is the mean over targets. A measure that is undefined is NaN: the
+        correlations where all scores or all accuracies are equal, rel@k where the best accuracy is 0.
 
     Raises:
         ValueError: Shapes differ, fewer than 2 candidates, a value that is not finite, or a number out of range.
@@ -186,8 +186,8 @@ def _relative_accuracy(scores: FloatArray, accuracies: FloatArray, k: int) -> Fl
         chance *= np.where((place < places)[:, None], worse / left[:, None], 1)
     surpassed = np.where(certain, accuracies, -np.inf).max(1, keepdims=True)
     best = (np.diff(chance, axis=1, prepend=0) * np.maximum(accuracies, surpassed)).sum(1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(best / accuracies[:, -1])
+    highest = accuracies[:, -1]
+    return np.divide(best, highest, out=np.full(len(best), np.nan), where=highest != 0)
 
 
 def _recall(scores: FloatArray, accuracies: FloatArray, k: int) -> FloatArray:
