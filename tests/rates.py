@@ -61,14 +61,17 @@ def correlated(generator: np.random.Generator, candidates: int, correlation: flo
     return x, correlation * x + math.sqrt(1 - correlation**2) * noise
 
 
+def alone(measure: str) -> Any:
+    """Of the measures of a ranking one, without the time that others take."""
+    nothing = dict.fromkeys(evaluation._MEASURES, lambda x, y, k: np.zeros(len(x)))
+    return mock.patch.object(evaluation, "_MEASURES", {**nothing, measure: evaluation._MEASURES[measure]})
+
+
 def pearson_covers(candidates: int, correlation: float, repetitions: int) -> int:
     """The bootstrap of a ranking: Pearson's correlation is the measure whose value in the population is known."""
     generator = np.random.default_rng(candidates)
     covered = 0
-    # The others, of which tau would take most of the time, are left out.
-    nothing = dict.fromkeys(evaluation._MEASURES, lambda x, y, k: np.zeros(len(x)))
-    alone = {**nothing, "pearson": evaluation._pearson}
-    with mock.patch.object(evaluation, "_MEASURES", alone):
+    with alone("pearson"):
         for seed in range(repetitions):
             found = evaluate_ranking(*correlated(generator, candidates, correlation), resamples=400, seed=seed).pearson
             covered += found.low <= correlation <= found.high
@@ -76,14 +79,15 @@ def pearson_covers(candidates: int, correlation: float, repetitions: int) -> int
 
 
 def tau_covers(candidates: int, correlation: float, repetitions: int) -> int:
-    """The same of weighted tau; its mean over sets of so many candidates is taken for its value in the population."""
+    """The subsamples of a ranking, for weighted tau: its mean over sets of so many candidates is the value to cover."""
     generator = np.random.default_rng(candidates)
     many = [np.stack(pair) for pair in zip(*(correlated(generator, candidates, correlation) for _ in range(20_000)))]
     truth = evaluation._weighted_tau(*many, 1).mean()
     covered = 0
-    for seed in range(repetitions):
-        found = evaluate_ranking(*correlated(generator, candidates, correlation), resamples=200, seed=seed).weighted_tau
-        covered += found.low <= truth <= found.high
+    with alone("weighted_tau"):
+        for seed in range(repetitions):
+            found = evaluate_ranking(*correlated(generator, candidates, correlation), resamples=200, seed=seed)
+            covered += found.weighted_tau.low <= truth <= found.weighted_tau.high
     return covered
 
 
@@ -165,10 +169,12 @@ RATES: dict[str, Rate] = {
         for correlation in (0.0, 0.6, 0.9)
     },
     **{
-        f"interval of a ranking's weighted tau, {candidates} candidates, 0.6": Rate(
-            lambda n, candidates=candidates: tau_covers(candidates, 0.6, n // 10), slow=True
+        f"interval of a ranking's weighted tau, {candidates} candidates, {correlation}": Rate(
+            lambda n, candidates=candidates, correlation=correlation: tau_covers(candidates, correlation, n // 10),
+            slow=True,
         )
         for candidates in (10, 20, 40)
+        for correlation in (0.0, 0.6, 0.9)
     },
     **{
         f"interval of a difference, {seeds} seeds, {interval}": Rate(
@@ -201,10 +207,15 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=10_000)
-    asked = parser.parse_args().repetitions
+    parser.add_argument("--only", default="", help="what the names of rates contain that are counted anew")
+    options = parser.parse_args()
+    asked, place = options.repetitions, root / "bench" / "results" / "rates.json"
     torch.set_num_threads(1)
-    found = dict[str, dict[str, Any]]()
+    found: dict[str, dict[str, Any]] = json.loads(place.read_text())["rates"] if options.only else {}
+    found = {name: value for name, value in found.items() if name in RATES}
     for name, rate in RATES.items():
+        if options.only not in name:
+            continue
         repetitions = asked // 10 if rate.slow else asked
         value = int(rate.count(asked)) / repetitions
         found[name] = {
@@ -215,8 +226,9 @@ def main() -> None:
             "holds": rate.holds(value, repetitions),
         }
         print(f"{name}: {value:.4f} of {rate.least}..{rate.most}", flush=True)
-    document = {"environment": environment(), "rates": found}
-    (root / "bench" / "results" / "rates.json").write_text(json.dumps(document, indent=1) + "\n")
+    rates = {name: found[name] for name in RATES if name in found}
+    document = {"environment": environment(), "rates": rates}
+    place.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(0 if all(each["holds"] for each in found.values()) else 1)
 
 

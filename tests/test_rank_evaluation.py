@@ -82,7 +82,7 @@ def test_relative_to_a_best_accuracy_of_zero_is_undefined() -> None:
     quality = evaluate_ranking(random(2, 3), accuracies, resamples=20)
     assert np.isnan(quality.relative_accuracy.value)
     assert np.isfinite(quality.recall.value)
-    # Resamples in which it is defined for every target count: (-1, -1, -1) and the like of the first, all of the second.
+    # Resamples without the candidate of accuracy 0 count.
     assert quality.relative_accuracy.low <= quality.relative_accuracy.high
 
 
