@@ -211,8 +211,11 @@ def main() -> None:
     options = parser.parse_args()
     asked, place = options.repetitions, root / "bench" / "results" / "rates.json"
     torch.set_num_threads(1)
-    found: dict[str, dict[str, Any]] = json.loads(place.read_text())["rates"] if options.only else {}
-    found = {name: value for name, value in found.items() if name in RATES}
+    conditions = environment()
+    found: dict[str, dict[str, Any]] = {}
+    if options.only:
+        before = json.loads(place.read_text())
+        found = {name: {"commit": before["environment"]["commit"], **x} for name, x in before["rates"].items()}
     for name, rate in RATES.items():
         if options.only not in name:
             continue
@@ -224,10 +227,11 @@ def main() -> None:
             "repetitions": repetitions,
             "bounds": [rate.least, rate.most],
             "holds": rate.holds(value, repetitions),
+            "commit": conditions["commit"],
         }
         print(f"{name}: {value:.4f} of {rate.least}..{rate.most}", flush=True)
     rates = {name: found[name] for name in RATES if name in found}
-    document = {"environment": environment(), "rates": rates}
+    document = {"environment": conditions, "rates": rates}
     place.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(0 if all(each["holds"] for each in found.values()) else 1)
 
