@@ -34,13 +34,11 @@ class Rate:
         count: how often it comes in so many repetitions.
         least: the least rate that is right, up to the error of the simulation.
         most: the greatest.
-        slow: whether only ``make rates`` runs it.
     """
 
     count: Callable[[int], int]
     least: float = 0.93
     most: float = 0.97
-    slow: bool = False
 
     def holds(self, rate: float, repetitions: int) -> bool:
         """Whether a rate is within the bounds, give or take three standard errors of each.
@@ -170,8 +168,7 @@ RATES: dict[str, Rate] = {
     },
     **{
         f"interval of a ranking's weighted tau, {candidates} candidates, {correlation}": Rate(
-            lambda n, candidates=candidates, correlation=correlation: tau_covers(candidates, correlation, n // 10),
-            slow=True,
+            lambda n, candidates=candidates, correlation=correlation: tau_covers(candidates, correlation, n)
         )
         for candidates in (10, 20, 40)
         for correlation in (0.0, 0.6, 0.9)
@@ -209,7 +206,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=10_000)
     parser.add_argument("--only", default="", help="what the names of rates contain that are counted anew")
     options = parser.parse_args()
-    asked, place = options.repetitions, root / "bench" / "results" / "rates.json"
+    repetitions, place = options.repetitions, root / "bench" / "results" / "rates.json"
     torch.set_num_threads(1)
     conditions = environment()
     found: dict[str, dict[str, Any]] = {}
@@ -219,8 +216,7 @@ def main() -> None:
     for name, rate in RATES.items():
         if options.only not in name:
             continue
-        repetitions = asked // 10 if rate.slow else asked
-        value = int(rate.count(asked)) / repetitions
+        value = int(rate.count(repetitions)) / repetitions
         found[name] = {
             "rate": value,
             "standard_error": math.sqrt(value * (1 - value) / repetitions),

@@ -191,8 +191,8 @@ def _over_targets(
 def _weighted_tau(scores: FloatArray, accuracies: FloatArray, _: int) -> FloatArray:
     """The share of pairs in the same order, less the others: pairs of weight w_i + w_j, w_i = 1 / (1 + rank of i).
 
-    Ranks are by either of the two, and the mean is taken. Equal values rank by the other one; their pairs count for
-    neither side, and of the normalisation, sqrt(weight of pairs unequal in scores * in accuracies), for the other part.
+    Ranks are by either of the two, equal values by the other one, and the mean is taken. The share is of sqrt(a b), a
+    the weight of the pairs that are unequal in scores, b in accuracies.
     """
     rows, candidates = scores.shape
     block = max(_PAIRS // candidates**2, 1)
