@@ -111,9 +111,9 @@ def main() -> int:
     torch.set_num_threads(1)  # before the first op: OpenMP's threads do not survive a fork
     for slow in ("ot", "scipy.stats", "torch._dynamo"):  # seconds each, which every process would take from its time
         importlib.import_module(slow)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     results = fuzz_all(list(CHECKS.values()), options.minutes, options.workers)
     total = sum(found.get(kind, 0) for found in results.values() for kind in ("agreed", "refused"))
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     summary = {
         "examples": total,
         "failures": sum("failure" in found for found in results.values()),
