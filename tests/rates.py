@@ -34,13 +34,11 @@ class Rate:
         count: how often it comes in so many repetitions.
         least: the least rate that is right, up to the error of the simulation.
         most: the greatest.
-        slow: whether only ``make rates`` runs it.
     """
 
     count: Callable[[int], int]
     least: float = 0.93
     most: float = 0.97
-    slow: bool = False
 
     def holds(self, rate: float, repetitions: int) -> bool:
         """Whether a rate is within the bounds, give or take three standard errors of each.
@@ -61,14 +59,17 @@ def correlated(generator: np.random.Generator, candidates: int, correlation: flo
     return x, correlation * x + math.sqrt(1 - correlation**2) * noise
 
 
+def alone(measure: str) -> Any:
+    """Of the measures of a ranking one, without the time that others take."""
+    nothing = dict.fromkeys(evaluation._MEASURES, lambda x, y, k: np.zeros(len(x)))
+    return mock.patch.object(evaluation, "_MEASURES", {**nothing, measure: evaluation._MEASURES[measure]})
+
+
 def pearson_covers(candidates: int, correlation: float, repetitions: int) -> int:
     """The bootstrap of a ranking: Pearson's correlation is the measure whose value in the population is known."""
     generator = np.random.default_rng(candidates)
     covered = 0
-    # The others, of which tau would take most of the time, are left out.
-    nothing = dict.fromkeys(evaluation._MEASURES, lambda x, y, k: np.zeros(len(x)))
-    alone = {**nothing, "pearson": evaluation._pearson}
-    with mock.patch.object(evaluation, "_MEASURES", alone):
+    with alone("pearson"):
         for seed in range(repetitions):
             found = evaluate_ranking(*correlated(generator, candidates, correlation), resamples=400, seed=seed).pearson
             covered += found.low <= correlation <= found.high
@@ -76,14 +77,15 @@ def pearson_covers(candidates: int, correlation: float, repetitions: int) -> int
 
 
 def tau_covers(candidates: int, correlation: float, repetitions: int) -> int:
-    """The same of weighted tau; its mean over sets of so many candidates is taken for its value in the population."""
+    """The subsamples of a ranking, for weighted tau: its mean over sets of so many candidates is the value to cover."""
     generator = np.random.default_rng(candidates)
     many = [np.stack(pair) for pair in zip(*(correlated(generator, candidates, correlation) for _ in range(20_000)))]
     truth = evaluation._weighted_tau(*many, 1).mean()
     covered = 0
-    for seed in range(repetitions):
-        found = evaluate_ranking(*correlated(generator, candidates, correlation), resamples=200, seed=seed).weighted_tau
-        covered += found.low <= truth <= found.high
+    with alone("weighted_tau"):
+        for seed in range(repetitions):
+            found = evaluate_ranking(*correlated(generator, candidates, correlation), resamples=200, seed=seed)
+            covered += found.weighted_tau.low <= truth <= found.weighted_tau.high
     return covered
 
 
@@ -165,10 +167,11 @@ RATES: dict[str, Rate] = {
         for correlation in (0.0, 0.6, 0.9)
     },
     **{
-        f"interval of a ranking's weighted tau, {candidates} candidates, 0.6": Rate(
-            lambda n, candidates=candidates: tau_covers(candidates, 0.6, n // 10), slow=True
+        f"interval of a ranking's weighted tau, {candidates} candidates, {correlation}": Rate(
+            lambda n, candidates=candidates, correlation=correlation: tau_covers(candidates, correlation, n)
         )
         for candidates in (10, 20, 40)
+        for correlation in (0.0, 0.6, 0.9)
     },
     **{
         f"interval of a difference, {seeds} seeds, {interval}": Rate(
@@ -201,22 +204,31 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=10_000)
-    asked = parser.parse_args().repetitions
+    parser.add_argument("--only", default="", help="what the names of rates contain that are counted anew")
+    options = parser.parse_args()
+    repetitions, place = options.repetitions, root / "bench" / "results" / "rates.json"
     torch.set_num_threads(1)
-    found = dict[str, dict[str, Any]]()
+    conditions = environment()
+    found: dict[str, dict[str, Any]] = {}
+    if options.only:
+        before = json.loads(place.read_text())
+        found = {name: {"commit": before["environment"]["commit"], **x} for name, x in before["rates"].items()}
     for name, rate in RATES.items():
-        repetitions = asked // 10 if rate.slow else asked
-        value = int(rate.count(asked)) / repetitions
+        if options.only not in name:
+            continue
+        value = int(rate.count(repetitions)) / repetitions
         found[name] = {
             "rate": value,
             "standard_error": math.sqrt(value * (1 - value) / repetitions),
             "repetitions": repetitions,
             "bounds": [rate.least, rate.most],
             "holds": rate.holds(value, repetitions),
+            "commit": conditions["commit"],
         }
         print(f"{name}: {value:.4f} of {rate.least}..{rate.most}", flush=True)
-    document = {"environment": environment(), "rates": found}
-    (root / "bench" / "results" / "rates.json").write_text(json.dumps(document, indent=1) + "\n")
+    rates = {name: found[name] for name in RATES if name in found}
+    document = {"environment": conditions, "rates": rates}
+    place.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(0 if all(each["holds"] for each in found.values()) else 1)
 
 

@@ -332,8 +332,18 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "an expectation in two lists": (
         lambda: ops.gradient_expectation_gram_([[X], [X]], None, [[X]], [0]),
-        ValueError,
-        "means[1][0]: expected a tensor of its own, as those that take gradients are, got means[0][0]",
+        RuntimeError,
+        "means: expected memory of its own for every element at index 1, got some that another element has",
+    ),
+    "an expectation that another overlaps": (
+        lambda: ops.gradient_expectation_gram_([[X[:2]], [X[1:3]]], None, [[X[:2]]], [0]),
+        RuntimeError,
+        "means: expected memory of its own for every element at index 1, got some that another element has",
+    ),
+    "an expectation expanded": (
+        lambda: ops.gradient_expectation_gram_([[X[:1].expand(4, 3)]], None, [[X]], [0]),
+        RuntimeError,
+        "means: expected memory of its own for every element at index 0, got some that another element has",
     ),
     "counts negative": (
         lambda: ops.gradient_expectation_gram_([[X]], None, [[X]], [-1]),
@@ -415,6 +425,26 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: ops.gradient_expectation_([X], None, [X], -1),
         ValueError,
         "count: expected an integer of at least 0, got -1",
+    ),
+    "means expanded": (
+        lambda: ops.gradient_expectation_([X[:1].expand(4, 3)], None, [X], 0),
+        RuntimeError,
+        "means: expected memory of its own for every element at index 0, got some that another element has",
+    ),
+    "means twice": (
+        lambda: ops.gradient_expectation_([X, X], None, [X, X], 0),
+        RuntimeError,
+        "means: expected memory of its own for every element at index 1, got some that another element has",
+    ),
+    "means that overlap": (
+        lambda: ops.gradient_expectation_([X[:, :2], X[:, 1:]], None, [X[:, :2], X[:, 1:]], 0),
+        RuntimeError,
+        "means: expected memory of its own for every element at index 1, got some that another element has",
+    ),
+    "squares that are the means": (
+        lambda: ops.gradient_expectation_([X], [X], [X], 0),
+        RuntimeError,
+        "means: expected memory of its own for every element at index 0, got some that another element has",
     ),
     "op: gradients of another shape": (
         lambda: torch.ops.transferops.gradient_expectation_([X], [], [X[:2]], False, 0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import socket
 from collections.abc import Callable, Iterator
@@ -108,6 +109,7 @@ def free_port() -> int:
 def share(rank: int, port: int, folder: str) -> None:
     """One process: unequal numbers of batches, one none at all; a model that DistributedDataParallel wraps."""
     torch.set_num_threads(1)
+    importlib.import_module("torch.distributed.nn.functional")  # see transferops.otqms.distributed.launched
     address, wait = f"tcp://127.0.0.1:{port}", timedelta(seconds=60)
     distributed.init_process_group("gloo", address, timeout=wait, world_size=2, rank=rank)
     try:

@@ -180,6 +180,41 @@ def test_expectation_and_gram_of_stacked_gradients_and_counts() -> None:
             assert (found - gram).abs().max() <= 2 * means[0].numel() * EPS * gram.diagonal().max()
 
 
+def test_moments_lie_apart_or_are_refused() -> None:
+    """Neighbours in memory, columns of a matrix and odd strides share nothing; one element in common is refused."""
+    room, table, line = torch.zeros(4, 6), torch.zeros(4, 6, dtype=torch.float64), torch.zeros(20)
+    apart = (
+        [room[:2], room[2:]],
+        [table[:, ::2], table[:, 1::2]],
+        [table[:, :3], table[:, 3:]],
+        [line.as_strided((2, 2), (3, 2)), line.as_strided((2, 2), (3, 2), 4)],
+        [room[:0], room[:0]],
+    )
+    for means in apart:
+        gradients = [random(x.shape, i) for i, x in enumerate(means)]
+        ops.gradient_expectation_(means, None, gradients, 0)
+        assert all(torch.equal(a.float(), b) for a, b in zip(means, gradients))
+    together = (
+        [room[:3], room[2:]],
+        [table[:, :3], table[:, 2:5]],
+        [table[:, ::2], table[1:2, 2:3]],
+        [room[0].unfold(0, 3, 1)],
+        [line.as_strided((2, 2), (3, 2)), line.as_strided((2, 2), (3, 2), 3)],
+        [table.view(torch.float32)[0, :3], table[0, 1:2]],
+    )
+    for means in together:
+        kept = [x.clone() for x in means]
+        with pytest.raises(RuntimeError, match=r"^means: expected memory of its own for every element at index"):
+            ops.gradient_expectation_(means, None, [torch.ones(x.shape) for x in means], 0)
+        assert all(torch.equal(a, b) for a, b in zip(means, kept))
+
+
+def test_means_that_are_only_compared_may_share_memory() -> None:
+    mean, other = random((4, 3), 0), random((3,), 1).expand(4, 3)
+    gram = ops.gradient_expectation_gram_([[mean], [other], [other]], None, [[random((4, 3), 2)]], [0])
+    assert torch.equal(gram, ops.gradient_gram([[mean], [other], [other]]))
+
+
 # ---- gradient_gram ----
 
 

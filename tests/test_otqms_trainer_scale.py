@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,37 @@ def test_two_processes_are_like_one(tmp_path: Path) -> None:
                     if isinstance(value, dict):
                         expected = {k: pytest.approx(v, rel=1e-4, abs=1e-6) for k, v in value.items()}
                     assert b[key] == expected, (name, a["epoch"], key)
+
+
+THREADS = """
+import pathlib, torch
+from torch.nn.parallel import DistributedDataParallel
+from transferops.otqms.distributed import launched
+def threads():
+    return {(task / "comm").read_text().strip() for task in pathlib.Path("/proc/self/task").iterdir()}
+def train():
+    model = DistributedDataParallel(torch.nn.Linear(3, 2))
+    model(torch.ones(4, 3)).sum().backward()
+    print(*(name for name in threads() if "gloo" in name))
+with launched(torch.device("cpu")):
+    train()
+print(*(name for name in threads() if "gloo" in name))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux")
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_no_thread_of_a_group_outlives_it() -> None:
+    """One may take the process down as the interpreter ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    command = [sys.executable, "-c", THREADS]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **alone})
+    during, after = finished.stdout.split("\n")[:2]
+    assert "gloo" in during, finished.stderr
+    assert after == ""
 
 
 class Pairs(Dataset[Any]):

@@ -13,7 +13,9 @@ from shared import shared_data
 
 pytest.importorskip("scipy")
 
-from transferops.rank import compare_scores, evaluate_ranking
+from scipy import stats
+
+from transferops.rank import compare_scores, evaluate_ranking, evaluation
 
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
@@ -30,6 +32,16 @@ def weighted_tau_reference(x: np.ndarray, y: np.ndarray) -> float:
         return float(signed / sum(weight.values()))
 
     return (by_ranks_of(x) + by_ranks_of(y)) / 2
+
+
+@pytest.mark.parametrize("candidates", [2, 5, 40, 300])
+def test_weighted_tau_with_ties_is_that_of_scipy(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_PAIRS", 3 * candidates**2)  # several blocks
+    generator = np.random.default_rng(candidates)
+    scores, accuracies = generator.integers(candidates, size=(2, 10, candidates)).astype(float)
+    found = evaluation._weighted_tau(scores, 1e300 * accuracies, 1)
+    for value, x, y in zip(found, scores, accuracies, strict=True):
+        assert value == pytest.approx(stats.weightedtau(x, y).statistic, abs=1e-12, nan_ok=True)
 
 
 @pytest.mark.parametrize("candidates", [2, 3, 11])
@@ -57,6 +69,15 @@ def test_perfect_and_reversed() -> None:
     assert reverse.relative_accuracy.value == pytest.approx(60 / 90)
 
 
+def test_the_interval_of_tau_lies_around_it_and_needs_three_candidates() -> None:
+    for seed in range(5):
+        tau = evaluate_ranking(random(7, seed=seed), random(7, seed=seed + 5), resamples=50).weighted_tau
+        assert -1 <= tau.low < tau.value < tau.high <= 1
+    quality = evaluate_ranking([1.0, 2], [0.5, 0.6], resamples=50)
+    assert quality.weighted_tau.value == pytest.approx(1)
+    assert np.isnan([quality.weighted_tau.low, quality.weighted_tau.high]).all()
+
+
 def test_several_targets_are_averaged() -> None:
     scores, accuracies = random(3, 7), 50 + random(3, 7, seed=1)
     together = evaluate_ranking(scores, accuracies, k=2, resamples=20)
@@ -75,6 +96,15 @@ def test_constant_scores_are_undefined() -> None:
     # What choosing at random gives, though the best stands first.
     assert quality.relative_accuracy.value == pytest.approx(70 / 90)
     assert quality.recall.value == pytest.approx(1 / 5)
+
+
+def test_relative_to_a_best_accuracy_of_zero_is_undefined() -> None:
+    accuracies = np.array([[-1.0, 0, -2], [50, 60, 70]])
+    quality = evaluate_ranking(random(2, 3), accuracies, resamples=20)
+    assert np.isnan(quality.relative_accuracy.value)
+    assert np.isfinite(quality.recall.value)
+    # Resamples without the candidate of accuracy 0 count.
+    assert quality.relative_accuracy.low <= quality.relative_accuracy.high
 
 
 @pytest.mark.parametrize("seed", range(5))

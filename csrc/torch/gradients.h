@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "apart.h"
 #include "stable.h"
 
 namespace transferops {
@@ -84,6 +85,7 @@ struct MomentsArguments {
             fail("squares: expected ", means.size(), " tensors, as means, or none, got ", squares.size());
         if (count < 0) fail("count: expected at least 0, got ", count);
         const std::int64_t extra = stacked;
+        std::vector<Operand> changed;
         for (std::size_t i = 0; i < means.size(); ++i) {
             check_alike("means", i, means[i], means[i]);
             check_alike("gradients", i, gradients[i], means[i], extra);
@@ -97,9 +99,12 @@ struct MomentsArguments {
                 check_alike("squares", i, squares[i], means[i]);
                 if (squares[i].scalar_type() != type)
                     fail("squares: expected the dtype of means, got another at index ", i);
+                changed.push_back({"squares", i, &squares[i], true});
             }
+            changed.push_back({"means", i, &means[i], true});
             items.push_back(item(i, gradients[i], extra));
         }
+        check_apart(changed);
     }
 
     // Calls body(null pointer of the gradients' type, null pointer of the moments', items) for the items of each pair.
@@ -179,12 +184,14 @@ struct ExpectationGramArguments {
         if (state != ScalarType::Float && state != ScalarType::Double)
             fail("means: expected float32 or float64, got another dtype");
         if (stacked) samples = gradients[0].dim() > 0 ? gradients[0].size(0) : 0;
+        std::vector<Operand> operands;
         for (std::int64_t i = 0; i < length; ++i) {
             const Tensor& like = all_means[i];
             bool direct = is_dense(like);
             for (std::int64_t k = 0; k < lists; ++k) {
                 const std::int64_t place = k * length + i;
                 check("means", place, means[place], like, 0, state);
+                operands.push_back({"means", static_cast<std::size_t>(place), &own_means_[place], k < updated});
                 direct = direct && lie_alike(like, means[place]);
                 if (k >= updated) continue;
                 check("gradients", place, gradients[place], like, stacked, type);
@@ -194,10 +201,12 @@ struct ExpectationGramArguments {
                 direct = direct && lie_alike(like, gradients[place], stacked);
                 if (squares.empty()) continue;
                 check("squares", place, squares[place], like, 0, state);
+                operands.push_back({"squares", static_cast<std::size_t>(place), &own_squares_[place], true});
                 direct = direct && lie_alike(like, squares[place]);
             }
             if (!direct) copy_tensor(i);
         }
+        check_apart(operands);
     }
 
     // The moments [length][lists], as the kernels of either device take them.

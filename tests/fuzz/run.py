@@ -74,10 +74,9 @@ def fuzz(name: str, seconds: float, record: Path) -> dict[str, Any]:
     return dict(counts)
 
 
-def fuzz_all(names: list[str], minutes: float) -> dict[str, Any]:
-    """``fuzz`` of every target, each in a forked process, as many at a time as there are processors."""
+def fuzz_all(names: list[str], minutes: float, workers: int) -> dict[str, Any]:
+    """``fuzz`` of every target, each in a forked process, so many at a time."""
     context = multiprocessing.get_context("fork")
-    workers = os.cpu_count() or 1
     seconds = minutes * 60 * workers / len(names)
     waiting, running, results = list(names), {}, {}
     with tempfile.TemporaryDirectory() as folder:
@@ -106,18 +105,20 @@ def _fuzz_into(name: str, seconds: float, example: Path, result: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results" / "fuzz.json")
     options = parser.parse_args()
     torch.set_num_threads(1)  # before the first op: OpenMP's threads do not survive a fork
     for slow in ("ot", "scipy.stats", "torch._dynamo"):  # seconds each, which every process would take from its time
         importlib.import_module(slow)
-    results = fuzz_all(list(CHECKS.values()), options.minutes)
-    total = sum(found.get(kind, 0) for found in results.values() for kind in ("agreed", "refused"))
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    results = fuzz_all(list(CHECKS.values()), options.minutes, options.workers)
+    total = sum(found.get(kind, 0) for found in results.values() for kind in ("agreed", "refused"))
     summary = {
         "examples": total,
         "failures": sum("failure" in found for found in results.values()),
         "minutes": options.minutes,
+        "workers": options.workers,
         "commit": commit.stdout.strip(),
         "python": platform.python_version(),
         "torch": torch.__version__,

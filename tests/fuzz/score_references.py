@@ -89,6 +89,8 @@ def gbc(x: Tensor, y: Tensor, *, covariance: str = "diagonal", components: int |
     classes = [x[y == c] for c in y.unique()]
     if dim > 1 or samples < 4 or min(map(len, classes)) < 3:
         return None  # of one feature: then there is nothing to choose in the principal components
+    if x.max() == x.min():  # as one Gaussian, at any variance
+        return -len(classes) * (len(classes) - 1)
     total = 0.0
     for i, a in enumerate(classes):
         for j, b in enumerate(classes):

@@ -426,6 +426,9 @@ def evaluate_ranking(spec: Spec) -> str:
     for name, low, high in (("weighted_tau", -1, 1), ("pearson", -1, 1), ("recall", 0, 1)):
         value = getattr(result, name).value
         assert math.isnan(value) or low - 1e-9 <= value <= high + 1e-9, (name, value)
+    tau = result.weighted_tau
+    if math.isfinite(tau.low):
+        assert -1 <= tau.low <= tau.value + 1e-9 <= tau.high + 2e-9 <= 1 + 2e-9, tau
     x, y = np.atleast_2d(tensor(found).numpy()), np.atleast_2d(tensor(accuracies).numpy())
     if spec["scores"]["values"] == spec["accuracies"]["values"] == "normal":
         expected = np.mean([np.corrcoef(a / np.abs(a).max(), b / np.abs(b).max())[0, 1] for a, b in zip(x, y)])

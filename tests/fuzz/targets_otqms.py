@@ -227,10 +227,15 @@ def _matrix(spec: Spec) -> Any:
     return matrix.tolist() if spec["form"] == "list" and matrix.size else matrix
 
 
+def _no_matrix(spec: Spec, matrix: Any) -> bool:
+    """Of the wrong shape or not finite, which a large one in float32 is not."""
+    return spec["spoil"] == "shape" or not np.isfinite(np.asarray(matrix)).all()
+
+
 def _wrong(spec: Spec, matrix: Any) -> list[str]:
     wrong = ["target_samples"] if not spec["target_samples"] >= 1 else []
     wrong += ["dimension"] if not spec["dimension"] > 0 else []
-    matrix_wrong = spec["spoil"] in ("negative", "shape") or not np.isfinite(np.asarray(matrix)).all()
+    matrix_wrong = spec["spoil"] == "negative" or _no_matrix(spec, matrix)
     matrix_wrong = matrix_wrong or (spec["spoil"] == "asymmetric" and len(spec["source_samples"]) > 1)
     return wrong + (["gram"] if matrix_wrong else [])
 
@@ -312,7 +317,7 @@ def risk(spec: Spec) -> str:
     result = outcome(otqms.risk, available, matrix, n0, d)
     wrong = ["target_samples"] if not n0 > 0 else []
     wrong += ["dimension"] if not d > 0 else []
-    wrong += ["gram"] if spec["spoil"] in ("nan", "shape") else []
+    wrong += ["gram"] if _no_matrix(spec, matrix) else []
     if wrong:
         return refused(result, *wrong)
     exact = np.asarray(matrix, dtype=np.float64).reshape(len(available), len(available))
@@ -332,7 +337,7 @@ def akaike_shares(spec: Spec) -> str:
     result = outcome(akaike.akaike_shares, matrix, n0, available, d)
     wrong = ["target_samples"] if not n0 > 0 else []
     wrong += ["dimension"] if not d >= 0 else []
-    wrong += ["gram"] if spec["spoil"] in ("nan", "shape") else []
+    wrong += ["gram"] if _no_matrix(spec, matrix) else []
     if wrong:
         return refused(result, *wrong)
     assert 0 <= result.target <= 1

@@ -57,6 +57,7 @@ def gradient_expectation_(
     Raises:
         TypeError: an argument is no sequence of tensors, or of another dtype.
         ValueError: lengths, shapes or devices disagree, or ``count`` is negative.
+        RuntimeError: elements of means and squares share memory, of one tensor (an expanded one) or of two.
 
     Cost: one read of the gradients, one read and one write of the moments, however large R is. Rounding: after n
     gradients of magnitude at most m, means are within 6 n eps m of exact (and usually much closer), eps that of their
@@ -106,8 +107,8 @@ def gradient_expectation_gram_(
 
     Raises:
         TypeError: an argument is no sequence of sequences of tensors, or of another dtype.
-        ValueError: there is no tensor, lengths, shapes or devices disagree, a count is negative, or a mean that takes
-            gradients is in another list too.
+        ValueError: there is no tensor, lengths, shapes or devices disagree, or a count is negative.
+        RuntimeError: a tensor that is changed shares memory with another mean or squares, or elements of it do.
 
     Cost: one read of the gradients, one read of every mean and one write of those that change. On a GPU one launch for
     up to 8 lists (of up to 180 tensors for up to 4 lists, else 90); for more, the two steps one after the other. Not
@@ -137,8 +138,6 @@ def gradient_expectation_gram_(
             if mean.dtype != mean_lists[0][0].dtype:
                 expected = f"the dtype of means[0][0], {_dtype_name(mean_lists[0][0].dtype)}"
                 fail(f"means[{k}][{i}]", expected, describe(mean), TypeError)
-            if (twin := _place_of(mean, i, mean_lists[: min(k, updated)])) is not None:
-                fail(f"means[{k}][{i}]", "a tensor of its own, as those that take gradients are", f"means[{twin}][{i}]")
             square = square_lists[k][i] if square_lists and k < updated else None
             gradient = gradient_lists[k][i] if k < updated else None
             _check_moments(f"[{k}][{i}]", mean, square, gradient, samples)
@@ -284,11 +283,6 @@ def _check_moments(
         _check_shape(f"squares{place}", square, list(mean.shape), mean.device)
         if square.dtype != mean.dtype:
             fail(f"squares{place}", f"the dtype of the mean, {_dtype_name(mean.dtype)}", describe(square), TypeError)
-
-
-def _place_of(tensor: Tensor, index: int, lists: Sequence[Sequence[Tensor]]) -> int | None:
-    """The first of the lists that has this very tensor at this index."""
-    return next((k for k, tensors in enumerate(lists) if tensors[index] is tensor), None)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -7,6 +7,7 @@ from process 0, so that no two processes can decide differently.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -129,6 +130,10 @@ def launched(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    # DistributedDataParallel imports this module, and the defaults of its functions are the group at that moment: they
+    # would keep it, and Gloo's threads, for ever. Such a thread may end the process with "terminate called without an
+    # active exception", by a tensor that it lets go while the interpreter shuts down.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield World.current()

@@ -1,12 +1,17 @@
 """How well a score ranks candidates whose accuracies are known.
 
-Four measures, the ones the literature reports, each with a bootstrap interval over the candidates:
+Four measures, the ones the literature reports, each with an interval by resampling of the candidates:
 
 - weighted Kendall tau (Vigna, WWW 2015; hyperbolic weights, so that an error among the best counts most), as LogME and
   its successors report it;
 - Pearson correlation, as PARC (Bolya et al., NeurIPS 2021) reports it;
 - rel@k: the best accuracy among the k candidates of highest score, relative to the best of all (Li et al., CVPR 2023);
 - recall@k: the share of the k most accurate candidates that are among the k of highest score.
+
+The intervals are percentiles of the bootstrap, but for tau. Candidates that a resample repeats are tied, and one of
+them may take the weights of several of the first ranks: tau varies more between resamples than between samples, the
+more so the fewer candidates there are. Its interval comes from subsamples without replacement, of as many candidates
+as a resample has distinct ones, 1 - 1/e of all.
 
 Where candidates have the same score, the last two are means over all orders of these, so that the order in which the
 candidates are given says nothing.
@@ -17,6 +22,7 @@ each other, and model size or k-nearest neighbours alone often rank as well as a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +34,12 @@ from transferops._bootstrap import expanded_tail
 from transferops._validate import check_array, check_positive_int, describe, fail
 
 FloatArray = NDArray[np.float64]
+_PAIRS = 1 << 22  # of candidates, looked at at once
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure and its bootstrap interval.
+    """A measure and its interval.
 
     Attributes:
         value: Over all candidates (the mean over targets if there are several).
@@ -84,15 +91,15 @@ def evaluate_ranking(
         accuracies: Of the same shape; higher is better.
         k: Candidates that one would try, 1 to M.
         confidence: Of the intervals, between 0 and 1.
-        resamples: Bootstrap resamples: of the candidates, with replacement, the same ones for all targets. The
-            intervals are percentiles of them, expanded for the number of candidates; with fewer than about 10
-            candidates they are rough. Where a resample leaves a measure undefined (a single value repeated), it does
-            not count.
+        resamples: Of the candidates, the same ones for all targets: with replacement, intervals being their
+            percentiles, expanded for the number of candidates; for tau without, see :mod:`transferops.rank.evaluation`.
+            With fewer than about 10 candidates intervals are rough. Where a resample leaves a measure undefined (a
+            single value repeated), it does not count; where all do, as for tau of two candidates, the interval is NaN.
         seed: Of the resamples.
 
     Returns:
-        The four measures. With several targets each is the mean over targets. A measure that is undefined because all
-        scores or all accuracies are equal is NaN.
+        The four measures. With several targets each is the mean over targets. A measure that is undefined is NaN: the
+        correlations where all scores or all accuracies are equal, rel@k where the best accuracy is 0.
 
     Raises:
         ValueError: Shapes differ, fewer than 2 candidates, a value that is not finite, or a number out of range.
@@ -114,15 +121,20 @@ def evaluate_ranking(
         fail("confidence", "a number between 0 and 1", describe(confidence))
 
     everything = np.arange(candidates)[None]
-    drawn = np.random.default_rng(seed).integers(candidates, size=(resamples, candidates))
-    tail = 100 * expanded_tail(candidates, 1 - confidence)
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(candidates, size=(resamples, candidates))
+    part = max(round((1 - 1 / math.e) * candidates), 2)
+    chosen = generator.permuted(np.repeat(everything, resamples, axis=0), axis=1)[:, :part]
     measures = {}
     for name, measure in _MEASURES.items():
-        value = _over_targets(measure, scores, accuracies, everything, k)[0]
-        repeated = _over_targets(measure, scores, accuracies, drawn, k)
-        repeated = repeated[np.isfinite(repeated)]
-        low, high = np.percentile(repeated, [tail, 100 - tail]) if len(repeated) else (np.nan, np.nan)
-        measures[name] = Measure(float(value), float(low), float(high))
+        value = float(_over_targets(measure, scores, accuracies, everything, k)[0])
+        if name == "weighted_tau":
+            found = _over_targets(measure, scores, accuracies, chosen, k)
+            low, high = _subsample_interval(value, found[np.isfinite(found)], part / candidates, confidence)
+        else:
+            found = _over_targets(measure, scores, accuracies, drawn, k)
+            low, high = _bootstrap_interval(found[np.isfinite(found)], candidates, confidence)
+        measures[name] = Measure(value, low, high)
     return RankingQuality(**measures, candidates=candidates, targets=targets, k=k)
 
 
@@ -147,6 +159,27 @@ def compare_scores(scores: Mapping[str, ArrayLike], accuracies: ArrayLike, **opt
     return dict(sorted(qualities.items(), key=lambda item: -np.nan_to_num(item[1].weighted_tau.value, nan=-np.inf)))
 
 
+def _bootstrap_interval(found: FloatArray, candidates: int, confidence: float) -> tuple[float, float]:
+    if not len(found):
+        return math.nan, math.nan
+    tail = expanded_tail(candidates, 1 - confidence)
+    low, high = np.quantile(found, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _subsample_interval(value: float, found: FloatArray, share: float, confidence: float) -> tuple[float, float]:
+    """Of a measure between -1 and 1, from what it is for this share of the candidates.
+
+    A mean over a share f of a finite number, drawn without replacement, deviates from that over all with (1 - f) / f
+    times the variance that the latter has itself (Politis, Romano and Wolf, 1999, "Subsampling", section 2.3.1).
+    """
+    if not len(found) or share == 1:
+        return math.nan, math.nan
+    low, median, high = np.quantile(found, [(1 - confidence) / 2, 0.5, (1 + confidence) / 2])
+    scale = math.sqrt(share / (1 - share))
+    return max(value + scale * float(low - median), -1.0), min(value + scale * float(high - median), 1.0)
+
+
 def _over_targets(
     measure: Any, scores: FloatArray, accuracies: FloatArray, drawn: NDArray[np.int64], k: int
 ) -> FloatArray:
@@ -156,14 +189,28 @@ def _over_targets(
 
 
 def _weighted_tau(scores: FloatArray, accuracies: FloatArray, _: int) -> FloatArray:
-    try:
-        from scipy.stats import weightedtau
-    except ImportError as missing:
-        raise ImportError('weighted tau needs scipy: pip install "transferops[otqms]"') from missing
-    defined = (np.ptp(scores, axis=1) > 0) & (np.ptp(accuracies, axis=1) > 0)
-    result = np.full(len(scores), np.nan)
-    for row in np.flatnonzero(defined):
-        result[row] = weightedtau(scores[row], accuracies[row]).statistic
+    """The share of pairs in the same order, less the others: pairs of weight w_i + w_j, w_i = 1 / (1 + rank of i).
+
+    Ranks are by either of the two, equal values by the other one, and the mean is taken. The share is of sqrt(a b), a
+    the weight of the pairs that are unequal in scores, b in accuracies.
+    """
+    rows, candidates = scores.shape
+    block = max(_PAIRS // candidates**2, 1)
+    result = np.empty(rows)
+    for start in range(0, rows, block):
+        x, y = scores[start : start + block], accuracies[start : start + block]
+        signs = [(z[:, :, None] > z[:, None, :]).view(np.int8) for z in (x, y)]
+        signs = [above - above.transpose(0, 2, 1) for above in signs]
+        alike, *apart = (part.sum(2) for part in (signs[0] * signs[1], np.abs(signs[0]), np.abs(signs[1])))
+        both = np.zeros(len(x))
+        for by, ties in ((x, y), (y, x)):
+            weights = np.empty(x.shape)
+            ranked = np.lexsort((ties, by))[:, ::-1]
+            np.put_along_axis(weights, ranked, 1 / np.arange(1.0, candidates + 1)[None], axis=1)
+            total, first, second = ((weights * counts).sum(1) for counts in (alike, *apart))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                both += total / np.sqrt(first * second)
+        result[start : start + block] = both / 2
     return result
 
 
@@ -186,8 +233,8 @@ def _relative_accuracy(scores: FloatArray, accuracies: FloatArray, k: int) -> Fl
         chance *= np.where((place < places)[:, None], worse / left[:, None], 1)
     surpassed = np.where(certain, accuracies, -np.inf).max(1, keepdims=True)
     best = (np.diff(chance, axis=1, prepend=0) * np.maximum(accuracies, surpassed)).sum(1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(best / accuracies[:, -1])
+    highest = accuracies[:, -1]
+    return np.asarray(np.divide(best, highest, out=np.full(len(best), np.nan), where=highest != 0))
 
 
 def _recall(scores: FloatArray, accuracies: FloatArray, k: int) -> FloatArray:
