@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transferops._transfer import ahead
 from transferops._validate import check_positive_int, describe, fail
 from transferops.fisher.batches import Batch
 from transferops.fisher.collect import Collector, Scores
@@ -76,6 +77,11 @@ class Estimation:
         dtype = self._dtype or torch.promote_types(parameter.dtype, torch.float32)
         return torch.zeros(tuple(shape), dtype=dtype, device=self._device or parameter.device)
 
+    def numbers(self, *shape: int) -> Tensor:
+        """A sum over samples of numbers, float64, empty yet."""
+        device = self._device or next(self.model.parameters()).device
+        return torch.zeros(shape, dtype=torch.float64, device=device)
+
     def likelihood(self) -> Likelihood:
         """The likelihood, its random draws at their beginning."""
         return Likelihood(self.estimator, self.loss, self._draws, self.seed)
@@ -106,10 +112,11 @@ class Estimation:
         return Directions([moves], ["direction"], selected)
 
     def batches(self, given: Iterable[Any]) -> Iterator[Batch]:
-        """Batches on the model's device."""
+        """Batches on the model's device; on a GPU each is copied there during the work on the one before."""
         device = next(self.model.parameters()).device
-        for i, batch in enumerate(given):
-            yield Batch.parse(i, batch, device)
+        return ahead(
+            enumerate(given), lambda item: Batch.parse(*item, device), lambda batch: batch.tensors, device
+        )
 
     def routes(self, parameters: Direction, batch: Batch) -> Routes:
         """The routes of some parameters for samples like those of a batch."""
@@ -123,13 +130,13 @@ class Estimation:
                 pass
 
     def gram(self, directions: Directions, batch: Batch, likelihood: Likelihood) -> Tensor:
-        """sum_n Theta^T J_n Theta, float64 [K, K] on the CPU."""
+        """sum_n Theta^T J_n Theta, float64 [K, K] on the model's device."""
         if self.estimator != "exact":
             collector = Scores(directions)
             self.collect(directions.parameters, batch, likelihood, collector)
             return collector.gram
         outputs, derivatives = self._push_forward(directions, batch)
-        return likelihood.gram(batch, outputs, derivatives).cpu()
+        return likelihood.gram(batch, outputs, derivatives)
 
     def response(self, direction: Directions, batch: Batch, likelihood: Likelihood) -> Tensor:
         """The cotangent of the outputs that, pulled back, is sum_n J_n v."""
