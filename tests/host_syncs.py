@@ -1,7 +1,7 @@
 """What makes a program wait for its GPU, found without one: by the operations that are called.
 
-On tensors of any device: operations whose result, or its size, the host has to read. On fake CUDA tensors
-(:func:`pretended_gpu`), which have a device but no values: copies between the devices, too.
+:class:`HostSyncs` notices operations of which the host has to read the result, or its size. :func:`pretended_gpu`
+takes the device "meta", whose tensors have no values, for a GPU: copies show, too, and reading a value raises.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,16 +26,16 @@ class HostSyncs(TorchDispatchMode):
     """Lists, inside, every operation for which a host would wait for its GPU.
 
     Args:
-        on_host: tensors that a GPU's program has on the host, such as an optimiser's count of its steps.
+        device: the type of device that stands for the GPU.
 
     Attributes:
         found: the operations, in order.
     """
 
-    def __init__(self, on_host: list[Tensor] | None = None) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
         self.found: list[str] = []
-        self._on_host = {id(tensor) for tensor in on_host or []}
+        self._device = device
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._waits(func, args, kwargs or {}):
@@ -45,30 +44,54 @@ class HostSyncs(TorchDispatchMode):
 
     def _waits(self, func: Any, args: Any, kwargs: Any) -> bool:
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        if any(id(tensor) in self._on_host for tensor in tensors):
+        if func in (_aten._to_copy.default, _aten.copy_.default):
+            return self._copies(func, args, kwargs)
+        if all(tensor.device.type != self._device for tensor in tensors):
             return False
-        if any(tag in func.tags for tag in _READING) and func not in _INDEXING or func in _READING_INSIDE:
-            return True
         if func in _INDEXING:
             indices = [index for index in args[1] if index is not None]
             return any(i.dtype in (torch.bool, torch.uint8) or i.device != args[0].device for i in indices)
-        if func is _aten._to_copy.default:
-            device = kwargs.get("device") or args[0].device
-            return _crosses(device, args[0].device) and not kwargs.get("non_blocking", False)
+        return any(tag in func.tags for tag in _READING) or func in _READING_INSIDE
+
+    def _copies(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a copy between host and GPU is waited for; a number for a kernel travels with its launch."""
         if func is _aten.copy_.default:
-            blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
-            scalar = args[1].dim() == 0 and args[1].device.type == "cpu"  # travels with the launch
-            return _crosses(args[0].device, args[1].device) and blocking and not scalar
-        return False
+            target, source = args[0].device.type, args[1].device.type
+            patient = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+            number = args[1].dim() == 0
+        else:
+            target, source = torch.device(kwargs.get("device") or args[0].device).type, args[0].device.type
+            patient, number = kwargs.get("non_blocking", False), False
+        if target == source or self._device not in (target, source):
+            return False
+        return source == self._device or not (patient or number)
 
 
-def _crosses(one: torch.device, other: torch.device) -> bool:
-    return one.type != other.type
+class PretendedStream:
+    """In the place of a CUDA stream."""
+
+    def __init__(self, device: Any = None) -> None: ...
+    def wait_stream(self, other: Any) -> None: ...
+    def wait_event(self, event: Any) -> None: ...
+    def record_event(self) -> None: ...
 
 
 @contextlib.contextmanager
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[HostSyncs]:
-    """Tensors made inside have no values, and may be of the device "cuda"; what waits for it is listed."""
-    monkeypatch.setattr("transferops._extension._CUDA", True)
-    with FakeTensorMode(allow_non_fake_inputs=True), HostSyncs() as syncs:
+    """The device "meta" is taken for a GPU; what waits for it is listed."""
+    monkeypatch.setattr("transferops._transfer.is_gpu", lambda device: device.type == "meta")
+    monkeypatch.setattr("transferops.fisher.modes._refuse_unfit", lambda model: None)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(Tensor, "record_stream", lambda self, stream: None)
+    monkeypatch.setattr(torch.cuda, "Stream", PretendedStream)
+    monkeypatch.setattr(torch.cuda, "current_stream", PretendedStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    autocast, enabled = torch.autocast, torch.is_autocast_enabled  # which know no such device
+    monkeypatch.setattr(torch, "autocast", lambda kind, *args, **kwargs: autocast(_host(kind), *args, **kwargs))
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: enabled(_host(kind)))
+    with HostSyncs("meta") as syncs:
         yield syncs
+
+
+def _host(kind: str) -> str:
+    return "cpu" if kind == "meta" else kind

@@ -12,9 +12,14 @@ Given = TypeVar("Given")
 Brought = TypeVar("Brought")
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Whether a program can go on while the device works and copies."""
+    return device.type == "cuda"
+
+
 def to_device(value: Tensor, device: torch.device) -> Tensor:
     """``value`` on a device. A copy to a GPU goes through pinned memory, so that the program need not wait for it."""
-    if device.type != "cuda" or value.device.type != "cpu":
+    if not is_gpu(device) or value.device.type != "cpu":
         return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)  # PyTorch keeps the pinned copy until it has been read
 
@@ -33,7 +38,7 @@ def ahead(
         tensors: those of what was brought.
         device: where to.
     """
-    if device.type != "cuda":
+    if not is_gpu(device):
         yield from map(bring, items)
         return
     stream = torch.cuda.Stream(device)
