@@ -82,6 +82,16 @@ class Batch:
         """Whether the leading dimension of ``value`` is that of the samples."""
         return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == self.samples
 
+    def copy(self) -> Batch:
+        """The same in memory of its own."""
+
+        def copied(value: Any) -> Any:
+            return value.clone() if isinstance(value, torch.Tensor) else value
+
+        inputs = {n: copied(v) for n, v in self.inputs.items()} if isinstance(self.inputs, dict) else copied(self.inputs)
+        targets = copied(self.targets)
+        return Batch(self.index, inputs, targets, self.samples, targets)
+
     def rows(self, start: int, stop: int) -> Batch:
         """The samples from ``start`` to ``stop``, without their targets."""
         return self._part(slice(start, stop), stop - start)

@@ -181,10 +181,13 @@ class Directions:
         """Whether all directions that move a parameter have it as a product."""
         return all(isinstance(move, LowRank) for move in self.moving(name).values())
 
+    def rank(self, name: str) -> int:
+        """The largest of the products that move a parameter."""
+        return max(move.left.shape[1] for move in self.moving(name).values() if isinstance(move, LowRank))
+
     def stack_factors(self, name: str) -> LowRank:
         """[K, O, r] and [K, r, P / O] of one parameter, in its dtype; zero beyond each direction's own rank."""
-        parameter, moves = self.parameters[name], self.moving(name)
-        rank = max(move.left.shape[1] for move in moves.values() if isinstance(move, LowRank))
+        parameter, moves, rank = self.parameters[name], self.moving(name), self.rank(name)
         rows = len(parameter)
         left = parameter.new_zeros((len(self), rows, rank))
         right = parameter.new_zeros((len(self), rank, parameter.numel() // rows))

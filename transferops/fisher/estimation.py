@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transferops._transfer import ahead
+from transferops._transfer import ahead, is_gpu
 from transferops._validate import check_positive_int, describe, fail
 from transferops.fisher.batches import Batch
 from transferops.fisher.collect import Collector, Scores
 from transferops.fisher.directions import Direction, Directions, Selection, check_direction, check_directions, select
-from transferops.fisher.exact import push_forward
+from transferops.fisher.exact import Tangents, push_forward
+from transferops.fisher.graphs import Graphs
 from transferops.fisher.likelihood import ESTIMATORS, LOSSES, Likelihood
 from transferops.fisher.modes import evaluation, gradients_for, recurrent_gradients
 from transferops.fisher.routes import Routes
@@ -38,6 +39,7 @@ class Estimation:
         dtype: torch.dtype | None,
         device: torch.device | str | None,
         autocast: torch.dtype | None,
+        cuda_graphs: bool,
     ) -> None:
         if not isinstance(model, nn.Module):
             fail("model", "a torch.nn.Module", describe(model), TypeError)
@@ -61,6 +63,7 @@ class Estimation:
         self._device = _parse_device(device)
         self._autocast = autocast
         self._sweeper = Sweeper(model, chunk_size)
+        self.graphs = Graphs(model) if cuda_graphs else None
 
     @contextlib.contextmanager
     def passes(self) -> Iterator[None]:
@@ -135,13 +138,20 @@ class Estimation:
             collector = Scores(directions)
             self.collect(directions.parameters, batch, likelihood, collector)
             return collector.gram
-        outputs, derivatives = self._push_forward(directions, batch)
-        return likelihood.gram(batch, outputs, derivatives)
+        layers, size = self._forward_routes(directions, batch)
+        if self.graphs is None or not size or not is_gpu(batch.tensors[0].device):
+            return likelihood.gram(batch, *self._push_forward(directions, batch, layers, size))
+
+        def step(tangents: Tangents, batch: Batch) -> Tensor:
+            parts = (tangents.part(k, k + size) for k in range(0, tangents.count, size))
+            return likelihood.gram(batch, *self._joined(parts, batch, layers))
+
+        return self.graphs.gram(directions, likelihood.heeding(batch), layers, step, (self.loss, size))
 
     def response(self, direction: Directions, batch: Batch, likelihood: Likelihood) -> Tensor:
         """The cotangent of the outputs that, pulled back, is sum_n J_n v."""
         if self.estimator == "exact":
-            outputs, derivatives = self._push_forward(direction, batch)
+            outputs, derivatives = self._push_forward(direction, batch, *self._forward_routes(direction, batch))
             return likelihood.curvature(batch, outputs, derivatives[0])
         weighted = []
         with contextlib.closing(self._scores(direction, batch, likelihood)) as sweeps:
@@ -158,20 +168,28 @@ class Estimation:
             for cotangent in self._sweeper.sweeps(directions.parameters, batch, likelihood, collector):
                 yield cotangent, collector.scores
 
-    def _push_forward(self, directions: Directions, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _push_forward(
+        self, directions: Directions, batch: Batch, layers: Mapping[str, nn.Module], size: int
+    ) -> tuple[Tensor, Tensor]:
         """Outputs and their derivatives along all directions, a few at a time."""
+        if not size:
+            return self._outputs_one_by_one(directions, batch)
+        parts = (Tangents.of(directions.part(k, k + size), layers) for k in range(0, len(directions), size))
+        return self._joined(parts, batch, layers)
+
+    def _joined(
+        self, parts: Iterable[Tangents], batch: Batch, layers: Mapping[str, nn.Module]
+    ) -> tuple[Tensor, Tensor]:
+        found = [push_forward(self.model, tangents, batch, layers) for tangents in parts]
+        return found[0][0], torch.cat([derivatives for _, derivatives in found])
+
+    def _forward_routes(self, directions: Directions, batch: Batch) -> tuple[dict[str, nn.Module], int]:
+        """The layers that move by products, and along how many directions at once; 0 for none."""
         products = {name: p for name, p in directions.parameters.items() if directions.low_rank(name)}
         layers = self.routes(products, batch).linear_layers() if products else {}
         most = min(self._chunk_size or _DIRECTIONS_AT_ONCE, len(directions))
         with gradients_for(self.model, ()):
-            size = self._sweeper.forward_size(directions.parameters, layers, batch, most)
-        if not size:
-            return self._outputs_one_by_one(directions, batch)
-        parts = [
-            push_forward(self.model, directions.part(k, k + size), batch, layers)
-            for k in range(0, len(directions), size)
-        ]
-        return parts[0][0], torch.cat([derivatives for _, derivatives in parts])
+            return layers, self._sweeper.forward_size(directions.parameters, layers, batch, most)
 
     def _outputs_one_by_one(self, directions: Directions, batch: Batch) -> tuple[Tensor, Tensor]:
         """The same by a backward pass for each output of a sample: the scores of its gradient."""

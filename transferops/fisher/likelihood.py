@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -66,6 +67,14 @@ class Likelihood:
             mask = kept.flatten().unsqueeze(1)
             z, rows = torch.where(mask, z, 0), torch.where(mask, rows, 0)
         return softmax_fisher_gram(z, rows) if self.loss == "cross_entropy" else tangent_gram(rows)
+
+    def heeding(self, batch: Batch) -> Batch:
+        """A batch without targets, if they are known not to matter to :meth:`gram`."""
+        y = batch.targets
+        idle = self.loss == "mse" or not isinstance(y, torch.Tensor) or _fractional(y)
+        if idle or (readable(batch.given) and bool(counts(batch.given).all())):
+            return replace(batch, targets=None, given=None)
+        return batch
 
     def curvature(self, batch: Batch, outputs: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
         """H_n T_n, shaped as the outputs."""
