@@ -1,12 +1,11 @@
-"""Gram matrices replayed from CUDA graphs: on a GPU by graphs, elsewhere from a tape of the operations in their place."""
+"""Gram matrices replayed from CUDA graphs; without a GPU, from a tape of the operations in their place."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from fisher_models import CLASSES, PROBLEMS, build, directions
@@ -205,30 +204,38 @@ class Waiting(nn.Module):
         return self.layer(2 * x if bool((x > 1e6).any()) else x)
 
 
-class Elsewhere(Waiting):
-    """Computes where nothing is recorded."""
+class Changing(Waiting):
+    """Depends on a number that is no tensor, and another one in every batch."""
+
+    scale = 1.0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(torch.from_numpy(np.tanh(x.detach().numpy())))
+        return self.scale * self.layer(x)
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
         (Waiting, "aten._local_scalar_dense.default while the stream is recorded"),
-        (Elsewhere, "replayed with other values, it does not give their result"),
+        (Changing, "replayed with other values, it does not give their result"),
     ],
 )
 def test_what_cannot_be_recorded_is_computed(kind: type[nn.Module], reason: str, recorder: Recorder) -> None:
     """With one warning; :meth:`explain` says why."""
     torch.manual_seed(0)
     model = kind()
+
+    def batches() -> Iterator[Tensor]:
+        for i, batch in enumerate(parts(3)):
+            model.scale = 1.0 + i
+            yield batch
+
     fisher, steps = FisherInformation(model, cuda_graphs=True), directions(model, 2)
-    expected = FisherInformation(model).gram(steps, parts(3))
+    expected = FisherInformation(model).gram(steps, batches())
     with pytest.warns(UserWarning, match=f"can be recorded as a CUDA graph, got: {reason}; computed without"):
-        assert torch.equal(fisher.gram(steps, parts(3)), expected)
+        assert torch.equal(fisher.gram(steps, batches()), expected)
     with warnings.catch_warnings(action="error"):
-        assert torch.equal(fisher.gram(steps, parts(3)), expected)
+        assert torch.equal(fisher.gram(steps, batches()), expected)
     assert fisher.explain().endswith(f"CUDA graphs: {reason}")
 
 

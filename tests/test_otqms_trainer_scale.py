@@ -268,7 +268,7 @@ def test_few_of_many_source_models_are_on_the_device(monkeypatch: pytest.MonkeyP
     sizes: list[int] = []
 
     def counting(model: nn.Module, tangents: Any, *rest: Any) -> Any:
-        sizes.append(tangents.count)
+        sizes.append(tangents.size)
         return push_forward(model, tangents, *rest)
 
     monkeypatch.setattr(estimation, "push_forward", counting)

@@ -41,7 +41,7 @@ def ahead(
     if not is_gpu(device):
         yield from map(bring, items)
         return
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def hand_over(brought: Brought, arrived: torch.cuda.Event) -> Brought:
         current = torch.cuda.current_stream(device)

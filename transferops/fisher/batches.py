@@ -88,8 +88,8 @@ class Batch:
         def copied(value: Any) -> Any:
             return value.clone() if isinstance(value, torch.Tensor) else value
 
-        inputs = {n: copied(v) for n, v in self.inputs.items()} if isinstance(self.inputs, dict) else copied(self.inputs)
-        targets = copied(self.targets)
+        given, targets = self.inputs, copied(self.targets)
+        inputs = {n: copied(v) for n, v in given.items()} if isinstance(given, dict) else copied(given)
         return Batch(self.index, inputs, targets, self.samples, targets)
 
     def rows(self, start: int, stop: int) -> Batch:

@@ -117,9 +117,7 @@ class Estimation:
     def batches(self, given: Iterable[Any]) -> Iterator[Batch]:
         """Batches on the model's device; on a GPU each is copied there during the work on the one before."""
         device = next(self.model.parameters()).device
-        return ahead(
-            enumerate(given), lambda item: Batch.parse(*item, device), lambda batch: batch.tensors, device
-        )
+        return ahead(enumerate(given), lambda item: Batch.parse(*item, device), lambda batch: batch.tensors, device)
 
     def routes(self, parameters: Direction, batch: Batch) -> Routes:
         """The routes of some parameters for samples like those of a batch."""
@@ -143,7 +141,7 @@ class Estimation:
             return likelihood.gram(batch, *self._push_forward(directions, batch, layers, size))
 
         def step(tangents: Tangents, batch: Batch) -> Tensor:
-            parts = (tangents.part(k, k + size) for k in range(0, tangents.count, size))
+            parts = (tangents.part(k, k + size) for k in range(0, tangents.size, size))
             return likelihood.gram(batch, *self._joined(parts, batch, layers))
 
         return self.graphs.gram(directions, likelihood.heeding(batch), layers, step, (self.loss, size))

@@ -52,7 +52,7 @@ class Tangents(NamedTuple):
         )
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """K."""
         return len(next(iter([*self.dense.values(), *(factors.left for factors in self.products.values())])))
 
@@ -87,7 +87,7 @@ def push_forward(
         return value, derivative
 
     with function_transforms(gradients=False), unfused_recurrence(model), _constant_padding(model):
-        if tangents.count == 1:
+        if tangents.size == 1:
             products = {name: LowRank(left[0], right[0]) for name, (left, right) in factors.items()}
             value, derivative = push({name: t[0] for name, t in dense.items()}, products)
             return value, derivative.unsqueeze(0)

@@ -39,7 +39,8 @@ def record(step: Callable[[], Tensor], device: torch.device) -> Recording:
     Raises:
         RuntimeError: it cannot be recorded, because it waits for the GPU for instance.
     """
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    current = torch.cuda.current_stream(device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):
@@ -103,7 +104,7 @@ class Graphs:
         key = self._key(parts, directions, batch, layers, more)
         if key is not None and self.refused is None:
             if key not in self._entries and self._before is not None and self._before[0] == key:
-                self._record(key, parts, layers, step)
+                self._record(key, parts, batch, layers, step)
             if key in self._entries:
                 self._before = None
                 return self._replay(self._entries[key], directions, batch)
@@ -111,15 +112,15 @@ class Graphs:
         self._before = None if key is None or self.refused is not None else (key, batch, directions, result)
         return result
 
-    def _record(self, key: Any, parts: list[object], layers: dict[str, nn.Module], step: Step) -> None:
+    def _record(self, key: Any, parts: list[object], batch: Batch, layers: dict[str, nn.Module], step: Step) -> None:
         assert self._before is not None
         _, before, directions, expected = self._before
         self._before = None
-        tangents, batch = Tangents.of(directions, layers), before.copy()
+        tangents, static = Tangents.of(directions, layers), batch.copy()
         try:
             with _uncached_autocast():
-                recording = record(lambda: step(tangents, batch), expected.device)
-            entry = _Entry(recording, batch, tangents, [directions], parts)
+                recording = record(lambda: step(tangents, static), expected.device)
+            entry = _Entry(recording, static, tangents, [directions], parts)
             found = self._replay(entry, directions, before)
             apart, size = (found - expected).abs().max(), expected.abs().max()
             if apart > tolerances_of(*self._model.parameters()).row * size:  # of NaN, which the end refuses, nothing is

@@ -27,7 +27,7 @@ class LabelCheck:
     """Refuses targets that are no classes: those that came on the CPU at once, others when :meth:`finish` is called."""
 
     def __init__(self) -> None:
-        self._first: Tensor | None = None  # int64: whether there was one, its batch's place below, its own, its value
+        self._first: Tensor | None = None  # int64 [4]: if there was one, its batch's place below, its own, its value
         self._batches: list[tuple[int, torch.Size, int]] = []
 
     def look(self, batch: Batch, labels: Tensor, classes: int) -> Tensor:
@@ -41,9 +41,9 @@ class LabelCheck:
             return labels
         if labels.numel():
             bad = _bad(labels, classes).flatten()
-            place = bad.byte().argmax(0, keepdim=True)  # of the first, if there is one
-            number = place.new_full((1,), len(self._batches))
-            found = torch.cat([bad.gather(0, place).long(), number, place, labels.flatten().gather(0, place)])
+            first = bad.byte().argmax(0, keepdim=True)  # if there is one
+            number = first.new_full((1,), len(self._batches))
+            found = torch.cat([bad.gather(0, first).long(), number, first, labels.flatten().gather(0, first)])
             self._first = found if self._first is None else torch.where(self._first[0] > 0, self._first, found)
             self._batches.append((batch.index, labels.shape, classes))
             labels = torch.where(bad.view_as(labels), 0, labels)

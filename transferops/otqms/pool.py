@@ -152,7 +152,7 @@ class Pool:
         if self._inputs is not None:
             sizes = [len(batch) for batch in batches]
             positions = to_device(torch.cat(list(batches)), self.device)  # once, not batch by batch
-            for index in positions.split(sizes):
+            for index in torch.split(positions, sizes):
                 yield self._in_format(self._inputs[index]), self._device_labels[index]
             return
         loader = DataLoader(
