@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transferops import ops
+from transferops._transfer import to_device
 from transferops._validate import fail
 
 _WORKSPACE_ELEMENTS = 1 << 17  # 512 KiB in float32
@@ -76,8 +77,8 @@ class LinearWeight:
     def project_products(self, products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """As ``project`` on left [O, r] @ right [r, I], by sum_t (left^T b_nt) . (right a_nt)."""
         a, b = _wide(self.inputs), _wide(self.grads)
-        left = torch.cat([factor.to(b) for factor, _ in products], 1)
-        right = torch.cat([factor.to(a) for _, factor in products])
+        left = torch.cat([to_device(factor, b.device).to(b) for factor, _ in products], 1)
+        right = torch.cat([to_device(factor, a.device).to(a) for _, factor in products])
         terms = (b @ left) * (a @ right.T)
         if terms.dim() == 3:
             terms = terms.sum(1)
