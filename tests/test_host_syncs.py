@@ -21,6 +21,7 @@ from transferops.otqms import TrainingOptions
 from transferops.otqms.distributed import World
 from transferops.otqms.pool import Pool
 from transferops.otqms.training import EpochPlan, Stepper
+from transferops.scores import MomentsAccumulator, PrincipalGradientExpectation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUANTITIES = ("gram", "diagonal", "trace", "matvec")
@@ -159,6 +160,34 @@ def test_a_step_of_the_trainer_waits_for_nothing(weighted: bool, monkeypatch: py
             total += loss
         assert syncs.found == []
     assert stepper.optimizer.state_dict()["state"][0]["step"] == plan.total_steps
+
+
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize(("samples", "waits"), [(4, 1), (32, 3)])
+def test_moment_scores_read_what_they_say(samples: int, waits: int, norms: bool) -> None:
+    """Whether few rows are finite; or of many their classes, whether their sums are, and the classes of both sides."""
+    collection = MomentsAccumulator(norms=norms)
+    features, labels = torch.randn(samples, 8), torch.arange(samples) % 3
+    collection.update(features, labels)
+    with HostSyncs() as syncs:
+        collection.update(features, labels)
+    assert len(syncs.found) == waits
+
+
+def test_gradient_expectations_read_labels_only_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    expectation = PrincipalGradientExpectation(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)), restarts=4)
+    inputs, labels = torch.randn(6, 3), torch.arange(6) % 3
+    expectation.update("task", inputs, labels)
+    with HostSyncs() as syncs:
+        expectation.update("task", inputs, labels)
+    assert len(syncs.found) == 1  # of labels that are on the CPU
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).to("meta")
+    with pretended_gpu(monkeypatch) as syncs:
+        pretrained = PrincipalGradientExpectation(network, restarts=2, head="2")
+        monkeypatch.setattr(pretrained, "_state", lambda net, *_: net.draw([0, 1]))
+        syncs.found.clear()
+        pretrained.update("task", inputs, labels)
+        assert syncs.found == []
 
 
 @pytest.mark.usefixtures("unreadable")
