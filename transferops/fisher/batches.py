@@ -92,6 +92,16 @@ class Batch:
         inputs = {n: copied(v) for n, v in given.items()} if isinstance(given, dict) else copied(given)
         return Batch(self.index, inputs, targets, self.samples, targets)
 
+    def repeated(self) -> Batch:
+        """As many samples, all of them the first."""
+
+        def first(value: Any) -> Any:
+            return value[:1].expand_as(value).clone() if self.holds_samples(value) else value
+
+        given, targets = self.inputs, first(self.targets)
+        inputs = {n: first(v) for n, v in given.items()} if isinstance(given, dict) else first(given)
+        return Batch(self.index, inputs, targets, self.samples, targets)
+
     def rows(self, start: int, stop: int) -> Batch:
         """The samples from ``start`` to ``stop``, without their targets."""
         return self._part(slice(start, stop), stop - start)

@@ -20,7 +20,7 @@ from transferops.fisher.exact import Tangents
 from transferops.fisher.trial import tolerances_of
 
 _WARM_UPS = 3  # as PyTorch's notes on CUDA semantics have it: libraries set themselves up in the first ones
-_MOST = 4  # graphs, each of which keeps the memory of a step
+_MOST = 4  # shapes that are kept, and graphs, each of which has the memory of a step
 
 
 class Recording(NamedTuple):
@@ -53,8 +53,9 @@ def record(step: Callable[[], Tensor], device: torch.device) -> Recording:
     return Recording(graph.replay, output)
 
 
-class _Entry(NamedTuple):
-    recording: Recording
+class _Static(NamedTuple):
+    """What a recording reads."""
+
     batch: Batch
     tangents: Tangents
     loaded: list[Directions]  # the one whose tangents are there
@@ -64,9 +65,9 @@ class _Entry(NamedTuple):
 class Graphs:
     """The recordings of one model.
 
-    A shape is recorded when two batches in a row have it, so that the smaller last batch of a pass never is, and used
-    from then on. With the batch before, the recording has to give what was computed from that; if it does not, or
-    nothing can be recorded, all batches are computed as without graphs, and ``refused`` says why.
+    A shape is recorded when it comes the second time, so that the smaller last batch of a single pass is not, and used
+    from then on. With other samples than it was made with, a recording has to give what is computed from them; if it
+    does not, or nothing can be recorded, all batches are computed as without graphs, and ``refused`` says why.
 
     Args:
         model: the model.
@@ -78,8 +79,8 @@ class Graphs:
     def __init__(self, model: nn.Module) -> None:
         self.refused: str | None = None
         self._model = model
-        self._entries: dict[Any, _Entry] = {}
-        self._before: tuple[Any, Batch, Directions, Tensor] | None = None
+        self._entries: dict[Any, tuple[Recording, _Static]] = {}
+        self._seen: dict[Any, None] = {}
 
     def sentence(self) -> str:
         """What is recorded."""
@@ -103,46 +104,39 @@ class Graphs:
         parts: list[object] = [*self._model.modules(), *self._model.parameters(), *self._model.buffers()]
         key = self._key(parts, directions, batch, layers, more)
         if key is not None and self.refused is None:
-            if key not in self._entries and self._before is not None and self._before[0] == key:
-                self._record(key, parts, batch, layers, step)
+            if key not in self._entries and key in self._seen:
+                self._record(key, _Static(batch.copy(), Tangents.of(directions, layers), [directions], parts), step)
             if key in self._entries:
-                self._before = None
-                return self._replay(self._entries[key], directions, batch)
-        result = step(Tangents.of(directions, layers), batch)
-        self._before = None if key is None or self.refused is not None else (key, batch, directions, result)
-        return result
+                return self._replay(*self._entries[key], directions, batch)
+            _keep(self._seen, key, None)
+        return step(Tangents.of(directions, layers), batch)
 
-    def _record(self, key: Any, parts: list[object], batch: Batch, layers: dict[str, nn.Module], step: Step) -> None:
-        assert self._before is not None
-        _, before, directions, expected = self._before
-        self._before = None
-        tangents, static = Tangents.of(directions, layers), batch.copy()
+    def _record(self, key: Any, static: _Static, step: Step) -> None:
+        other = static.batch.repeated()
         try:
             with _uncached_autocast():
-                recording = record(lambda: step(tangents, static), expected.device)
-            entry = _Entry(recording, static, tangents, [directions], parts)
-            found = self._replay(entry, directions, before)
+                expected = step(static.tangents, other)
+                recording = record(lambda: step(static.tangents, static.batch), expected.device)
+            found = self._replay(recording, static, static.loaded[0], other)
             apart, size = (found - expected).abs().max(), expected.abs().max()
             if apart > tolerances_of(*self._model.parameters()).row * size:  # of NaN, which the end refuses, nothing is
                 raise RuntimeError("replayed with other values, it does not give their result")
         except RuntimeError as error:
             self.refused = str(error).split("\n")[0]
             self._entries.clear()
-            expected_ = "a step that can be recorded as a CUDA graph"
-            warnings.warn(f"model: expected {expected_}, got: {self.refused}; computed without", stacklevel=2)
-            return
-        while len(self._entries) >= _MOST:
-            del self._entries[next(iter(self._entries))]
-        self._entries[key] = entry
+            wanted = "a step that can be recorded as a CUDA graph"
+            warnings.warn(f"model: expected {wanted}, got: {self.refused}; computed without", stacklevel=2)
+        else:
+            _keep(self._entries, key, (recording, static))
 
-    def _replay(self, entry: _Entry, directions: Directions, batch: Batch) -> Tensor:
-        if entry.loaded[0] is not directions:
-            entry.tangents.load(directions)
-            entry.loaded[0] = directions
-        for static, value in zip(entry.batch.tensors, batch.tensors, strict=True):
-            static.copy_(value)
-        entry.recording.replay()
-        return entry.recording.output
+    def _replay(self, recording: Recording, static: _Static, directions: Directions, batch: Batch) -> Tensor:
+        if static.loaded[0] is not directions:
+            static.tangents.load(directions)
+            static.loaded[0] = directions
+        for place, value in zip(static.batch.tensors, batch.tensors, strict=True):
+            place.copy_(value)
+        recording.replay()
+        return recording.output
 
     def _key(
         self, parts: list[object], directions: Directions, batch: Batch, layers: dict[str, nn.Module], more: object
@@ -164,6 +158,13 @@ class Graphs:
             settings,
             more,
         )
+
+
+def _keep(kept: dict[Any, Any], key: Any, value: Any) -> None:
+    """Add an entry, in the place of the oldest if there are too many."""
+    while len(kept) >= _MOST:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 def _form(value: Tensor) -> tuple[object, ...]:
