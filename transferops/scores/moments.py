@@ -46,7 +46,11 @@ class FeatureMoments:
 
     @staticmethod
     def of(features: Tensor, labels: Tensor, *, norms: bool = False) -> FeatureMoments:
-        """The moments of ``features`` [N, D] with integer ``labels`` [N] of any values."""
+        """The moments of ``features`` [N, D] with integer ``labels`` [N] of any values.
+
+        Raises:
+            ValueError: a feature is NaN or infinite, or shapes disagree.
+        """
         classes, index = torch.unique(labels, return_inverse=True)
         moments = ops.class_moments(features, index, len(classes), validate=False)  # the labels are in range
         own_norms = ops.norm_moments(features, moments.shift, validate=False) if norms else None
