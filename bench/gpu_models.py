@@ -75,10 +75,11 @@ def vision_transformer_calls(device: str, small: bool) -> dict[str, Callable[[],
         return tangent
 
     empirical = FisherInformation(model, "empirical", device=device)
-    exact = FisherInformation(model, "exact")
+    exact, recorded = FisherInformation(model, "exact"), FisherInformation(model, "exact", cuda_graphs=True)
     return {
         "forward and backward": step,
         "diagonal": lambda: empirical.diagonal([(images, labels)]),
         "5 JVPs": lambda: [jvp(direction) for direction in directions],
         "exact 5 x 5 Gram matrix": lambda: exact.gram(directions, [images]),
+        "exact 5 x 5 Gram matrix, replayed": lambda: recorded.gram(directions, [images]),
     }

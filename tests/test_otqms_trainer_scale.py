@@ -299,9 +299,9 @@ def test_few_of_many_source_models_are_on_the_device(monkeypatch: pytest.MonkeyP
     """At most 6 differences at a time; A is that of all at once."""
     sizes: list[int] = []
 
-    def counting(model: nn.Module, directions: Any, *rest: Any) -> Any:
-        sizes.append(len(directions))
-        return push_forward(model, directions, *rest)
+    def counting(model: nn.Module, tangents: Any, *rest: Any) -> Any:
+        sizes.append(tangents.size)
+        return push_forward(model, tangents, *rest)
 
     monkeypatch.setattr(estimation, "push_forward", counting)
     torch.manual_seed(0)

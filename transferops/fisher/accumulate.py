@@ -37,6 +37,9 @@ class Accumulator(ABC, Generic[Result]):
     def update(self, batches: Iterable[Any]) -> Self:
         """Add batches; none at all change nothing. After an error in one of them the accumulator cannot be used.
 
+        Nothing waits for a GPU: a target on one that is no class, like anything that is not finite, is refused by
+        what needs the sums (:meth:`compute`, :meth:`merge`, :meth:`all_reduce`).
+
         Raises:
             TypeError: ``batches`` is no iterable of batches.
             ValueError: as the method of :class:`transferops.fisher.FisherInformation`.
@@ -59,7 +62,7 @@ class Accumulator(ABC, Generic[Result]):
         That both have the same model, directions and selection is the caller's to ensure.
 
         Raises:
-            ValueError: ``other`` is of something else.
+            ValueError: ``other`` is of something else, or a target on a GPU was no class.
             RuntimeError: one of them has had an error in an update.
         """
         self._check_whole("merge")
@@ -67,6 +70,8 @@ class Accumulator(ABC, Generic[Result]):
             got = f"one of {other._identity()}" if isinstance(other, Accumulator) else describe(other)
             fail("other", f"an accumulator of {self._identity()}", got)
         other._check_whole("merge")
+        for part in (self, other):
+            part._likelihood.labels.finish()
         for mine, theirs in zip(self._sums(), other._sums()):
             mine += theirs.to(mine.device)
         self.samples += other.samples
@@ -87,6 +92,7 @@ class Accumulator(ABC, Generic[Result]):
         self._check_whole("all_reduce")
         if not (distributed.is_available() and distributed.is_initialized()):
             raise RuntimeError("group: expected torch.distributed to be initialised, got no process group")
+        self._likelihood.labels.finish()
         count = torch.tensor([self.samples], dtype=torch.float64)
         accelerated = distributed.get_backend(group) == "nccl"
         for value in (count, *self._sums()):
@@ -102,7 +108,8 @@ class Accumulator(ABC, Generic[Result]):
         """The quantity, averaged over all samples seen so far.
 
         Raises:
-            ValueError: there is no sample, or the model's outputs or derivatives are not finite.
+            ValueError: there is no sample, the model's outputs or derivatives are not finite, or a target on a GPU
+                was no class.
         """
         return self._result([value / self._count() for value in self._sums()])
 
@@ -114,6 +121,7 @@ class Accumulator(ABC, Generic[Result]):
 
     def _count(self) -> int:
         self._check_whole("compute")
+        self._likelihood.labels.finish()
         if not self.samples:
             fail("batches", "at least one sample", "none")
         return self.samples

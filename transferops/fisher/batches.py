@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from transferops._transfer import to_device
 from transferops._validate import describe, fail
 
 
@@ -23,12 +24,14 @@ class Batch:
             everything else is shared by them.
         targets: as given; None if there are none.
         samples: N.
+        given: the targets where they came from: what they are can be read from the CPU without waiting for a GPU.
     """
 
     index: int
     inputs: torch.Tensor | dict[str, Any]
     targets: Any
     samples: int
+    given: Any = None
 
     @classmethod
     def parse(cls, index: int, batch: Any, device: torch.device) -> Batch:
@@ -50,7 +53,13 @@ class Batch:
             moved: Any = {name: _settle(value, device) for name, value in inputs.items()}
         else:
             moved = _settle(inputs, device)
-        return cls(index, moved, _settle(targets, device), sizes[0])
+        return cls(index, moved, _settle(targets, device), sizes[0], targets)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All on the device."""
+        values = [*(self.inputs.values() if isinstance(self.inputs, dict) else [self.inputs]), self.targets]
+        return [value for value in values if isinstance(value, torch.Tensor)]
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -72,6 +81,26 @@ class Batch:
     def holds_samples(self, value: Any) -> bool:
         """Whether the leading dimension of ``value`` is that of the samples."""
         return isinstance(value, torch.Tensor) and value.dim() > 0 and len(value) == self.samples
+
+    def copy(self) -> Batch:
+        """The same in memory of its own."""
+
+        def copied(value: Any) -> Any:
+            return value.clone() if isinstance(value, torch.Tensor) else value
+
+        given, targets = self.inputs, copied(self.targets)
+        inputs = {n: copied(v) for n, v in given.items()} if isinstance(given, dict) else copied(given)
+        return Batch(self.index, inputs, targets, self.samples, targets)
+
+    def repeated(self) -> Batch:
+        """As many samples, all of them the first."""
+
+        def first(value: Any) -> Any:
+            return value[:1].expand_as(value).clone() if self.holds_samples(value) else value
+
+        given, targets = self.inputs, first(self.targets)
+        inputs = {n: first(v) for n, v in given.items()} if isinstance(given, dict) else first(given)
+        return Batch(self.index, inputs, targets, self.samples, targets)
 
     def rows(self, start: int, stop: int) -> Batch:
         """The samples from ``start`` to ``stop``, without their targets."""
@@ -115,5 +144,5 @@ def _settle(value: Any, device: torch.device) -> Any:
     """On the model's device, detached, and usable by autograd even if made in inference mode."""
     if not isinstance(value, torch.Tensor):
         return value
-    value = value.detach().to(device)
+    value = to_device(value.detach(), device)
     return value.clone() if value.is_inference() else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from transferops.fisher.directions import Directions, LowRank, dense
 from transferops.fisher.layers import Gradients, LinearWeight
@@ -37,17 +38,17 @@ class Scores:
 
     Attributes:
         scores: S, float64 [N, K] of the last sweep.
-        gram: the sum of S^T S, float64 [K, K] on the CPU.
+        gram: the sum of S^T S, float64 [K, K].
     """
 
     def __init__(self, directions: Directions) -> None:
         self._directions = directions
-        self.gram = torch.zeros((len(directions), len(directions)), dtype=torch.float64)
+        self._like = next(iter(directions.parameters.values()))
+        self.gram = self._like.new_zeros((len(directions), len(directions)), dtype=torch.float64)
         self.scores = self.gram
 
     def begin(self, samples: int, first: bool) -> None:
-        some = next(iter(self._directions.parameters.values()))
-        self.scores = some.new_zeros((samples, len(self._directions)), dtype=torch.float64)
+        self.scores = self._like.new_zeros((samples, len(self._directions)), dtype=torch.float64)
 
     def add(self, name: str, gradients: Gradients, rows: slice) -> None:
         parameter, moves = self._directions.parameters[name], self._directions.moving(name)
@@ -55,14 +56,24 @@ class Scores:
         if isinstance(gradients, LinearWeight):
             products = {k: move for k, move in moves.items() if isinstance(move, LowRank)}
             if products:
-                part[:, list(products)] += gradients.project_products(list(products.values()))
+                _add_columns(part, list(products), gradients.project_products(list(products.values())))
             moves = {k: move for k, move in moves.items() if k not in products}
         columns = list(moves)
         step = max(1, _BLOCK_ELEMENTS // max(1, parameter.numel()))
         for start in range(0, len(columns), step):
             block = columns[start : start + step]
-            part[:, block] += gradients.project([dense(moves[k], parameter) for k in block])
+            _add_columns(part, block, gradients.project([dense(moves[k], parameter) for k in block]))
 
     def end(self) -> None:
         # Only now that every parameter has been added: the Gram of a sum is not the sum of Grams.
-        self.gram += (self.scores.T @ self.scores).cpu()
+        self.gram += self.scores.T @ self.scores
+
+
+def _add_columns(total: Tensor, columns: list[int], values: Tensor) -> None:
+    """Add to some columns, in ascending order; a list as an index would be copied to the device, and waited for."""
+    first, last = columns[0], columns[-1]
+    if last - first + 1 == len(columns):
+        total[:, first : last + 1] += values
+    else:
+        for column, value in zip(columns, values.unbind(1)):
+            total[:, column] += value

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from transferops._transfer import to_device
 from transferops._validate import describe, fail
 
 Direction = dict[str, Tensor]
@@ -132,12 +133,12 @@ def dense(move: Move, parameter: Tensor) -> Tensor:
     """A part of a direction as a tensor of the parameter's shape, on its device."""
     device = parameter.device
     if isinstance(move, LowRank):
-        left, right = (factor.detach().to(device, _at_least_float32(factor)) for factor in move)
+        left, right = (to_device(factor.detach(), device).to(_at_least_float32(factor)) for factor in move)
         return (left @ right.to(left.dtype)).reshape(parameter.shape)
     if isinstance(move, Difference):
         dtype = torch.promote_types(_at_least_float32(move.value), move.base.dtype)
-        return move.value.to(device, dtype) - move.base.to(device, dtype)
-    return move.detach().to(device)
+        return to_device(move.value, device).to(dtype) - to_device(move.base, device).to(dtype)
+    return to_device(move.detach(), device)
 
 
 class Directions:
@@ -180,17 +181,20 @@ class Directions:
         """Whether all directions that move a parameter have it as a product."""
         return all(isinstance(move, LowRank) for move in self.moving(name).values())
 
+    def rank(self, name: str) -> int:
+        """The largest of the products that move a parameter."""
+        return max(move.left.shape[1] for move in self.moving(name).values() if isinstance(move, LowRank))
+
     def stack_factors(self, name: str) -> LowRank:
         """[K, O, r] and [K, r, P / O] of one parameter, in its dtype; zero beyond each direction's own rank."""
-        parameter, moves = self.parameters[name], self.moving(name)
-        rank = max(move.left.shape[1] for move in moves.values() if isinstance(move, LowRank))
+        parameter, moves, rank = self.parameters[name], self.moving(name), self.rank(name)
         rows = len(parameter)
         left = parameter.new_zeros((len(self), rows, rank))
         right = parameter.new_zeros((len(self), rank, parameter.numel() // rows))
         for k, move in moves.items():
             if isinstance(move, LowRank):
-                left[k, :, : move.left.shape[1]] = move.left.detach()
-                right[k, : move.right.shape[0]] = move.right.detach()
+                left[k, :, : move.left.shape[1]] = to_device(move.left.detach(), parameter.device)
+                right[k, : move.right.shape[0]] = to_device(move.right.detach(), parameter.device)
         return LowRank(left, right)
 
     def check_finite(self, results: Iterable[Tensor]) -> None:

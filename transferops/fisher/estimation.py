@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from transferops._transfer import ahead, is_gpu
 from transferops._validate import check_positive_int, describe, fail
 from transferops.fisher.batches import Batch
 from transferops.fisher.collect import Collector, Scores
 from transferops.fisher.directions import Direction, Directions, Selection, check_direction, check_directions, select
-from transferops.fisher.exact import push_forward
+from transferops.fisher.exact import Tangents, push_forward
+from transferops.fisher.graphs import Graphs
 from transferops.fisher.likelihood import ESTIMATORS, LOSSES, Likelihood
 from transferops.fisher.modes import evaluation, gradients_for, recurrent_gradients
 from transferops.fisher.routes import Routes
@@ -37,6 +39,7 @@ class Estimation:
         dtype: torch.dtype | None,
         device: torch.device | str | None,
         autocast: torch.dtype | None,
+        cuda_graphs: bool,
     ) -> None:
         if not isinstance(model, nn.Module):
             fail("model", "a torch.nn.Module", describe(model), TypeError)
@@ -60,6 +63,7 @@ class Estimation:
         self._device = _parse_device(device)
         self._autocast = autocast
         self._sweeper = Sweeper(model, chunk_size)
+        self.graphs = Graphs(model) if cuda_graphs else None
 
     @contextlib.contextmanager
     def passes(self) -> Iterator[None]:
@@ -75,6 +79,11 @@ class Estimation:
         """A sum over samples of what belongs to a parameter, empty yet."""
         dtype = self._dtype or torch.promote_types(parameter.dtype, torch.float32)
         return torch.zeros(tuple(shape), dtype=dtype, device=self._device or parameter.device)
+
+    def numbers(self, *shape: int) -> Tensor:
+        """A sum over samples of numbers, float64, empty yet."""
+        device = self._device or next(self.model.parameters()).device
+        return torch.zeros(shape, dtype=torch.float64, device=device)
 
     def likelihood(self) -> Likelihood:
         """The likelihood, its random draws at their beginning."""
@@ -106,10 +115,9 @@ class Estimation:
         return Directions([moves], ["direction"], selected)
 
     def batches(self, given: Iterable[Any]) -> Iterator[Batch]:
-        """Batches on the model's device."""
+        """Batches on the model's device; on a GPU each is copied there during the work on the one before."""
         device = next(self.model.parameters()).device
-        for i, batch in enumerate(given):
-            yield Batch.parse(i, batch, device)
+        return ahead(enumerate(given), lambda item: Batch.parse(*item, device), lambda batch: batch.tensors, device)
 
     def routes(self, parameters: Direction, batch: Batch) -> Routes:
         """The routes of some parameters for samples like those of a batch."""
@@ -123,18 +131,25 @@ class Estimation:
                 pass
 
     def gram(self, directions: Directions, batch: Batch, likelihood: Likelihood) -> Tensor:
-        """sum_n Theta^T J_n Theta, float64 [K, K] on the CPU."""
+        """sum_n Theta^T J_n Theta, float64 [K, K] on the model's device."""
         if self.estimator != "exact":
             collector = Scores(directions)
             self.collect(directions.parameters, batch, likelihood, collector)
             return collector.gram
-        outputs, derivatives = self._push_forward(directions, batch)
-        return likelihood.gram(batch, outputs, derivatives).cpu()
+        layers, size = self._forward_routes(directions, batch)
+        if self.graphs is None or not size or not is_gpu(batch.tensors[0].device):
+            return likelihood.gram(batch, *self._push_forward(directions, batch, layers, size))
+
+        def step(tangents: Tangents, batch: Batch) -> Tensor:
+            parts = (tangents.part(k, k + size) for k in range(0, tangents.size, size))
+            return likelihood.gram(batch, *self._joined(parts, batch, layers))
+
+        return self.graphs.gram(directions, likelihood.heeding(batch), layers, step, (self.loss, size))
 
     def response(self, direction: Directions, batch: Batch, likelihood: Likelihood) -> Tensor:
         """The cotangent of the outputs that, pulled back, is sum_n J_n v."""
         if self.estimator == "exact":
-            outputs, derivatives = self._push_forward(direction, batch)
+            outputs, derivatives = self._push_forward(direction, batch, *self._forward_routes(direction, batch))
             return likelihood.curvature(batch, outputs, derivatives[0])
         weighted = []
         with contextlib.closing(self._scores(direction, batch, likelihood)) as sweeps:
@@ -151,20 +166,28 @@ class Estimation:
             for cotangent in self._sweeper.sweeps(directions.parameters, batch, likelihood, collector):
                 yield cotangent, collector.scores
 
-    def _push_forward(self, directions: Directions, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _push_forward(
+        self, directions: Directions, batch: Batch, layers: Mapping[str, nn.Module], size: int
+    ) -> tuple[Tensor, Tensor]:
         """Outputs and their derivatives along all directions, a few at a time."""
+        if not size:
+            return self._outputs_one_by_one(directions, batch)
+        parts = (Tangents.of(directions.part(k, k + size), layers) for k in range(0, len(directions), size))
+        return self._joined(parts, batch, layers)
+
+    def _joined(
+        self, parts: Iterable[Tangents], batch: Batch, layers: Mapping[str, nn.Module]
+    ) -> tuple[Tensor, Tensor]:
+        found = [push_forward(self.model, tangents, batch, layers) for tangents in parts]
+        return found[0][0], torch.cat([derivatives for _, derivatives in found])
+
+    def _forward_routes(self, directions: Directions, batch: Batch) -> tuple[dict[str, nn.Module], int]:
+        """The layers that move by products, and along how many directions at once; 0 for none."""
         products = {name: p for name, p in directions.parameters.items() if directions.low_rank(name)}
         layers = self.routes(products, batch).linear_layers() if products else {}
         most = min(self._chunk_size or _DIRECTIONS_AT_ONCE, len(directions))
         with gradients_for(self.model, ()):
-            size = self._sweeper.forward_size(directions.parameters, layers, batch, most)
-        if not size:
-            return self._outputs_one_by_one(directions, batch)
-        parts = [
-            push_forward(self.model, directions.part(k, k + size), batch, layers)
-            for k in range(0, len(directions), size)
-        ]
-        return parts[0][0], torch.cat([derivatives for _, derivatives in parts])
+            return layers, self._sweeper.forward_size(directions.parameters, layers, batch, most)
 
     def _outputs_one_by_one(self, directions: Directions, batch: Batch) -> tuple[Tensor, Tensor]:
         """The same by a backward pass for each output of a sample: the scores of its gradient."""

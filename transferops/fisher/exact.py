@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,49 @@ from transferops.fisher.directions import Direction, Directions, LowRank
 from transferops.fisher.modes import function_transforms, unfused_recurrence
 
 
+class Tangents(NamedTuple):
+    """K directions, side by side.
+
+    Attributes:
+        dense: [K, *shape] by parameter.
+        products: stacked factors of the weights that linear layers move by low-rank products.
+    """
+
+    dense: Direction
+    products: dict[str, LowRank]
+
+    @classmethod
+    def of(cls, directions: Directions, layers: Collection[str]) -> Tangents:
+        """Those of some directions; ``layers`` names the weights that are products."""
+        names = directions.parameters
+        return cls(
+            {name: directions.stack(name) for name in names if name not in layers},
+            {name: directions.stack_factors(name) for name in names if name in layers},
+        )
+
+    def load(self, directions: Directions) -> None:
+        """Overwrite them with those of other directions of the same parameters and ranks."""
+        for name, value in self.dense.items():
+            value.copy_(directions.stack(name))
+        for name, factors in self.products.items():
+            for factor, other in zip(factors, directions.stack_factors(name)):
+                factor.copy_(other)
+
+    def part(self, start: int, stop: int) -> Tangents:
+        """Some of the directions."""
+        return Tangents(
+            {name: value[start:stop] for name, value in self.dense.items()},
+            {name: LowRank(left[start:stop], right[start:stop]) for name, (left, right) in self.products.items()},
+        )
+
+    @property
+    def size(self) -> int:
+        """K."""
+        return len(next(iter([*self.dense.values(), *(factors.left for factors in self.products.values())])))
+
+
 def push_forward(
-    model: nn.Module, directions: Directions, batch: Batch, layers: Mapping[str, nn.Module]
+    model: nn.Module, tangents: Tangents, batch: Batch, layers: Mapping[str, nn.Module]
 ) -> tuple[Tensor, Tensor]:
     """Outputs [N, ..., C] and their derivatives along K directions, [K, N, ..., C].
 
@@ -26,16 +67,15 @@ def push_forward(
 
     Args:
         model: the model, in evaluation mode.
-        directions: K of them.
+        tangents: the K directions.
         batch: the samples.
         layers: of weights that may be moved by low-rank products, the linear layer whose calls are all there is
             of the weight.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters()}
-    factors = {n: directions.stack_factors(n) for n in directions.parameters if n in layers}
-    tangents = {n: directions.stack(n) for n in directions.parameters if n not in layers}
-    moving = {name: parameters[name] for name in tangents}
-    fixed = {name: p for name, p in parameters.items() if name not in tangents}
+    dense, factors = tangents
+    moving = {name: parameters[name] for name in dense}
+    fixed = {name: p for name, p in parameters.items() if name not in dense}
     none = next(iter(parameters.values())).new_zeros(())
 
     def push(tangent: Direction, products: Mapping[str, LowRank]) -> tuple[Tensor, Tensor]:
@@ -47,16 +87,12 @@ def push_forward(
         return value, derivative
 
     with function_transforms(gradients=False), unfused_recurrence(model), _constant_padding(model):
-        if len(directions) == 1:
-            value, derivative = push(*_first(tangents, factors))
+        if tangents.size == 1:
+            products = {name: LowRank(left[0], right[0]) for name, (left, right) in factors.items()}
+            value, derivative = push({name: t[0] for name, t in dense.items()}, products)
             return value, derivative.unsqueeze(0)
-        values, derivatives = vmap(push)(tangents, factors)
+        values, derivatives = vmap(push)(dense, factors)
         return values[0], derivatives
-
-
-def _first(tangents: Direction, factors: Mapping[str, LowRank]) -> tuple[Direction, dict[str, LowRank]]:
-    products = {name: LowRank(left[0], right[0]) for name, (left, right) in factors.items()}
-    return {name: t[0] for name, t in tangents.items()}, products
 
 
 @contextlib.contextmanager

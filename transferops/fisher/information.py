@@ -64,6 +64,10 @@ class FisherInformation:
             parameter's if None. The model stays where it is, and batches are brought to it.
         autocast: torch.float16 or torch.bfloat16, under which the model runs (:class:`torch.autocast`); what is in
             force outside if None.
+        cuda_graphs: whether, on a GPU, the exact ``gram`` of batches of one shape is recorded as a CUDA graph and
+            replayed, see :mod:`transferops.fisher.graphs`. It takes the memory of all K directions and of a step for as
+            long as this object lives. What the model does in Python, hooks included, it does while it is recorded only:
+            it must not depend on values, nor on anything but modules, parameters and buffers that changes later.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -83,9 +87,10 @@ class FisherInformation:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         self._estimation = Estimation(
-            model, estimator, loss, chunk_size, parameters, draws, seed, dtype, device, autocast
+            model, estimator, loss, chunk_size, parameters, draws, seed, dtype, device, autocast, cuda_graphs
         )
         self.model = model
         self.estimator = estimator
@@ -310,6 +315,7 @@ class FisherInformation:
 
         The exact estimator uses them for all but ``gram``, ``quadratic`` and ``matvec``, which take forward-mode
         derivatives; of a model that has none, or others than its backward pass, a backward pass per output.
+        With ``cuda_graphs`` a last line says how many shapes are recorded, or why none is.
 
         Args:
             batch: one batch, as the iterables of the other methods yield it. What a model does with its parts
@@ -328,4 +334,5 @@ class FisherInformation:
                 routes = self._estimation.routes(selected, parsed)
             rows = [("parameter", "route", "why"), *routes.table(selected)]
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
-        return "\n".join(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows)
+        graphs = [] if self._estimation.graphs is None else [self._estimation.graphs.sentence()]
+        return "\n".join([*(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}" for row in rows), *graphs])

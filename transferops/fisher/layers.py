@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from transferops import ops
+from transferops._transfer import to_device
 from transferops._validate import fail
 
 _WORKSPACE_ELEMENTS = 1 << 17  # 512 KiB in float32
@@ -76,8 +77,8 @@ class LinearWeight:
     def project_products(self, products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """As ``project`` on left [O, r] @ right [r, I], by sum_t (left^T b_nt) . (right a_nt)."""
         a, b = _wide(self.inputs), _wide(self.grads)
-        left = torch.cat([factor.to(b) for factor, _ in products], 1)
-        right = torch.cat([factor.to(a) for _, factor in products])
+        left = torch.cat([to_device(factor, b.device).to(b) for factor, _ in products], 1)
+        right = torch.cat([to_device(factor, a.device).to(a) for _, factor in products])
         terms = (b @ left) * (a @ right.T)
         if terms.dim() == 3:
             terms = terms.sum(1)
@@ -172,14 +173,17 @@ class EmbeddingWeight:
     def __init__(self, module: nn.Embedding, ids: Tensor, grads: Tensor) -> None:
         """ids: [N, T]; grads: [N, T, D]."""
         entries = module.num_embeddings
-        keys = ids + entries * torch.arange(len(ids), device=ids.device).unsqueeze(1)
-        if module.padding_idx is not None:
-            counts = ids != module.padding_idx  # that row is never updated
-            keys, grads = keys[counts], grads[counts]
-        unique, inverse = torch.unique(keys, return_inverse=True)
-        inverse = inverse.flatten()
-        grads = _wide(grads.reshape(-1, module.embedding_dim))
-        self.values = grads.new_zeros(len(unique), module.embedding_dim).index_add_(0, inverse, grads)
+        grads = _wide(grads)
+        if module.padding_idx is not None:  # that row is never updated
+            grads = torch.where(ids.eq(module.padding_idx).unsqueeze(-1), 0, grads)
+        keys = (ids + entries * torch.arange(len(ids), device=ids.device).unsqueeze(1)).flatten()
+        # A row for each pair of sample and entry, in their order, then zeros that count for any pair: N T in all,
+        # whatever the ids, so that no program has to wait for a GPU to know how many.
+        ordered, order = keys.sort(stable=True)
+        fresh = torch.cat([ordered[:1] < 0, ordered[1:] != ordered[:-1]])
+        place = torch.empty_like(keys).scatter_(0, order, fresh.cumsum(0))
+        self.values = grads.new_zeros(len(keys), module.embedding_dim).index_add_(0, place, grads.flatten(0, 1))
+        unique = keys.scatter(0, place, keys)
         self.entry, self.sample = unique % entries, unique // entries
         self.entries, self.samples = entries, len(ids)
 
@@ -198,8 +202,7 @@ class EmbeddingWeight:
 
     def rows(self) -> Tensor:
         result = self.values.new_zeros(self.samples, self.entries, self.values.shape[1])
-        result[self.sample, self.entry] = self.values
-        return result
+        return result.index_put_((self.sample, self.entry), self.values, accumulate=True)
 
 
 Call = tuple[Tensor, Tensor]

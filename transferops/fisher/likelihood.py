@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
 from transferops._validate import describe, fail
 from transferops.fisher.batches import Batch
 from transferops.fisher.contraction import softmax_fisher_gram, tangent_gram
-from transferops.fisher.directions import refuse_infinite
+from transferops.fisher.labels import LabelCheck, counts, readable
 
 LOSSES = ("cross_entropy", "mse")
 ESTIMATORS = ("exact", "monte_carlo", "empirical")
-IGNORE = -100
 
 
 class Likelihood:
@@ -38,6 +38,7 @@ class Likelihood:
         self.loss = loss
         self.draws = draws
         self.seed = seed
+        self.labels = LabelCheck()
         self._generator: torch.Generator | None = None
 
     def count(self, outputs: torch.Tensor) -> int:
@@ -62,9 +63,18 @@ class Likelihood:
         """sum_n T_kn^T H_n T_ln, float64 [K, K], from tangents [K, N, ..., C] and the exact curvature H."""
         z, rows = outputs.flatten(0, -2), tangents.flatten(1, -2)
         kept = self.kept(batch, outputs)
-        if kept is not None:
-            z, rows = z[kept.flatten()], rows[:, kept.flatten()]
+        if kept is not None:  # what does not count moves along nothing, from outputs that are finite
+            mask = kept.flatten().unsqueeze(1)
+            z, rows = torch.where(mask, z, 0), torch.where(mask, rows, 0)
         return softmax_fisher_gram(z, rows) if self.loss == "cross_entropy" else tangent_gram(rows)
+
+    def heeding(self, batch: Batch) -> Batch:
+        """A batch without targets, if they are known not to matter to :meth:`gram`."""
+        y = batch.targets
+        idle = self.loss == "mse" or not isinstance(y, torch.Tensor) or _fractional(y)
+        if idle or (readable(batch.given) and bool(counts(batch.given).all())):
+            return replace(batch, targets=None, given=None)
+        return batch
 
     def curvature(self, batch: Batch, outputs: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
         """H_n T_n, shaped as the outputs."""
@@ -78,16 +88,16 @@ class Likelihood:
         return result.to(outputs.dtype)
 
     def kept(self, batch: Batch, outputs: torch.Tensor) -> torch.Tensor | None:
-        """Which positions count, [N, ...]; None if all do."""
+        """Which positions count, [N, ...]; None if all are known to."""
         y = batch.targets
         if self.loss == "mse" or not isinstance(y, torch.Tensor) or _fractional(y):
             return None
-        kept = y.long() != IGNORE  # which in 8 unsigned bits would be class 156
-        if kept.all():
+        fits = y.shape == outputs.shape[:-1]
+        if (readable(batch.given) or not fits) and counts(batch.given).all():
             return None
-        if y.shape != outputs.shape[:-1]:
+        if not fits:
             fail(f"batches[{batch.index}]", f"targets of shape {list(outputs.shape[:-1])}", describe(y))
-        return kept
+        return counts(y)
 
     def _columns(self, z: torch.Tensor, kept: torch.Tensor | None) -> Iterator[torch.Tensor]:
         classes = z.shape[-1]
@@ -121,8 +131,9 @@ class Likelihood:
         if self.loss == "mse":
             return z + torch.randn(z.shape, generator=self._generator, device=z.device, dtype=z.dtype)
         p = z.softmax(-1).flatten(0, -2)
-        refuse_infinite([p])
-        return torch.multinomial(p, 1, generator=self._generator).view(z.shape[:-1])
+        # As torch.multinomial draws one of each row; that waits for a GPU to find NaN, which the results show anyway.
+        waits = torch.empty_like(p).exponential_(1, generator=self._generator)
+        return (p / waits).argmax(-1).view(z.shape[:-1])
 
     def _targets(self, batch: Batch, outputs: torch.Tensor) -> torch.Tensor:
         argument, y = f"batches[{batch.index}]", batch.targets
@@ -135,13 +146,7 @@ class Likelihood:
             return _wide(y)
         if y.shape != outputs.shape[:-1] or _fractional(y):
             fail(argument, f"integer targets of shape {list(outputs.shape[:-1])}", describe(y))
-        y, classes = y.long(), outputs.shape[-1]
-        bad = ((y < 0) | (y >= classes)) & (y != IGNORE)
-        if bad.any():
-            where = bad.nonzero()[0].tolist()
-            got = f"{int(y[tuple(where)])} at position {where[0] if len(where) == 1 else where}"
-            fail(argument, f"targets of {classes} classes 0..{classes - 1} or {IGNORE}", got)
-        return y
+        return self.labels.look(batch, y.long(), outputs.shape[-1])
 
 
 def _fractional(y: torch.Tensor) -> bool:

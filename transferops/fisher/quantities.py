@@ -32,17 +32,18 @@ class Gram(Accumulator[Tensor]):
     def __init__(self, estimation: Estimation, directions: Directions) -> None:
         super().__init__(estimation)
         self._directions = directions
-        self._sum = torch.zeros((len(directions), len(directions)), dtype=torch.float64)
+        self._sum = estimation.numbers(len(directions), len(directions))
 
     def _add(self, batch: Batch) -> None:
-        self._sum += self._estimation.gram(self._directions, batch, self._likelihood)
+        self._sum += self._estimation.gram(self._directions, batch, self._likelihood).to(self._sum.device)
 
     def _sums(self) -> list[Tensor]:
         return [self._sum]
 
     def _result(self, averages: list[Tensor]) -> Tensor:
-        self._directions.check_finite(averages)
-        return _semidefinite((averages[0] + averages[0].T) / 2)
+        gram = averages[0].cpu()
+        self._directions.check_finite([gram])
+        return _semidefinite((gram + gram.T) / 2)
 
 
 def _semidefinite(gram: Tensor) -> Tensor:
@@ -126,10 +127,10 @@ class Trace(Collected[float]):
 
     def __init__(self, estimation: Estimation) -> None:
         super().__init__(estimation, estimation.selected())
-        self._sum = torch.zeros((), dtype=torch.float64)
+        self._sum = estimation.numbers()
 
     def add(self, name: str, gradients: Gradients, rows: slice) -> None:
-        self._sum += gradients.norms().sum(dtype=torch.float64).cpu()
+        self._sum += gradients.norms().sum(dtype=torch.float64).to(self._sum.device)
 
     def _sums(self) -> list[Tensor]:
         return [self._sum]
@@ -147,7 +148,7 @@ class Block(Collected[Tensor]):
         self._sizes = {name: p.numel() for name, p in parameters.items()}
         self._rows = torch.empty(0)
         size = sum(self._sizes.values())
-        self._sum = torch.zeros((size, size), dtype=torch.float64)
+        self._sum = estimation.numbers(size, size)
 
     @classmethod
     def of(cls, estimation: Estimation, name: str) -> Block:
@@ -171,14 +172,14 @@ class Block(Collected[Tensor]):
         columns[list(self._sizes).index(name)][rows] = gradients.project(units)
 
     def end(self) -> None:
-        self._sum += (self._rows.T @ self._rows).cpu()
+        self._sum += (self._rows.T @ self._rows).to(self._sum.device)
 
     def _sums(self) -> list[Tensor]:
         return [self._sum]
 
     def _result(self, averages: list[Tensor]) -> Tensor:
         refuse_infinite(averages)
-        return averages[0]
+        return averages[0].cpu()
 
 
 class Kronecker(Collected[Factors]):

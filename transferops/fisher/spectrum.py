@@ -87,6 +87,7 @@ def _row_gram(estimation: Estimation, parameters: Direction, batches: Iterable[A
             samples += batch.samples
             if rows.overflow:
                 return None
+        likelihood.labels.finish()
         part = rows.gram()
         total = part if total is None else total.add_(part)
         parameters = {name: parameters[name] for name in rows.later}

@@ -21,7 +21,7 @@ from transferops._validate import fail
 from transferops.fisher.batches import Batch
 from transferops.fisher.capture import Capture, Layout, layer_path
 from transferops.fisher.directions import Direction, Directions, LowRank, Move, dense, refuse_infinite
-from transferops.fisher.exact import push_forward
+from transferops.fisher.exact import Tangents, push_forward
 from transferops.fisher.fallback import count_reads, pull_back
 from transferops.fisher.layers import Gradients, one_call_only, row_dimensions
 from transferops.fisher.routes import Routes, copy_shapes
@@ -58,7 +58,7 @@ def check(model: nn.Module, routes: Routes, parameters: Direction, batch: Batch)
     Raises:
         ValueError: the outputs of a sample depend on the rest of its batch.
     """
-    last, tolerances = batch.samples - 1, _tolerances(*model.parameters())
+    last, tolerances = batch.samples - 1, tolerances_of(*model.parameters())
     sample = batch.pick(last)
     single, outputs = _inputs(model, routes, sample)
     refuse_infinite([outputs])
@@ -114,7 +114,7 @@ def forward_size(
     Raises:
         ValueError: the outputs of a sample depend on the rest of its batch.
     """
-    last, tolerances = batch.samples - 1, _tolerances(*model.parameters())
+    last, tolerances = batch.samples - 1, tolerances_of(*model.parameters())
     sample = batch.pick(last)
     with torch.no_grad():
         outputs = sample.run(model)
@@ -135,7 +135,10 @@ def forward_size(
     for size in dict.fromkeys((most, 1)):
         step = min(size, len(probes))
         try:
-            parts = [push_forward(model, moved.part(k, k + step), sample, layers) for k in range(0, len(probes), step)]
+            tangents = Tangents.of(moved, layers)
+            parts = [
+                push_forward(model, tangents.part(k, k + step), sample, layers) for k in range(0, len(probes), step)
+            ]
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError, ValueError):
@@ -330,7 +333,7 @@ def _cotangent(outputs: Tensor) -> Tensor:
     return torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
 
 
-def _tolerances(*values: Tensor) -> _Tolerances:
+def tolerances_of(*values: Tensor) -> _Tolerances:
     """Those of the least precise."""
     if any(torch.is_autocast_enabled(device) for device in {v.device.type for v in values}):
         return _LOW_PRECISION
@@ -346,6 +349,6 @@ def _close(rows: Tensor, reference: Tensor, tolerances: _Tolerances) -> bool:
         return False
     if not reference.is_floating_point():
         return torch.equal(rows, reference)
-    tolerance = max(tolerances, _tolerances(reference)).row
+    tolerance = max(tolerances, tolerances_of(reference)).row
     size = reference.abs().max() if reference.numel() else 0.0
     return bool(((rows - reference).abs() <= tolerance * size).all())

@@ -16,7 +16,7 @@ def translate(images: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
 
     Args:
         images: ``[N, C, H, W]``.
-        offsets: Pixels down and to the right, int64 ``[N, 2]``, on the CPU.
+        offsets: Pixels down and to the right, int64 ``[N, 2]``.
 
     Returns:
         Images of the same shape and memory format.

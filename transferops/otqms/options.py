@@ -80,6 +80,8 @@ class TrainingOptions:
         sharded: With several processes, keep gradients and the optimiser's state in shards, a part in each, see
             :mod:`transferops.otqms.sharding`, instead of whole in each (DistributedDataParallel).
         workers: Processes that read data sets ahead; none for tensors.
+        cuda_graphs: On a GPU, replay the exact Fisher information of batches of one size from CUDA graphs, see
+            :class:`transferops.fisher.FisherInformation`.
 
     Raises:
         ValueError: If a number is out of range or the device does not work here.
@@ -115,6 +117,7 @@ class TrainingOptions:
     checkpoint_steps: int = 200
     sharded: bool = False
     workers: int = 0
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         counts = ("epochs", "patience", "batch_size", "min_steps", "source_steps", "accumulate", "resolve_every")

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, default_collate
 
 from transferops._content import content_hash
+from transferops._transfer import ahead, to_device
 from transferops._validate import describe, fail
 
 _EVALUATION_BATCH = 512
@@ -147,12 +148,12 @@ class Pool:
         return self.labels[self._positions[part]]
 
     def read(self, batches: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """``(inputs, labels)`` on the device for each tensor of positions."""
+        """``(inputs, labels)`` on the device for each tensor of positions; to a GPU they are copied one batch ahead."""
         if self._inputs is not None:
-            for batch in batches:
-                index = batch.to(self.device)
-                inputs = self._inputs[index]
-                yield self._in_format(inputs), self._device_labels[index]
+            sizes = [len(batch) for batch in batches]
+            positions = to_device(torch.cat(list(batches)), self.device)  # once, not batch by batch
+            for index in torch.split(positions, sizes):
+                yield self._in_format(self._inputs[index]), self._device_labels[index]
             return
         loader = DataLoader(
             self._dataset,
@@ -162,9 +163,11 @@ class Pool:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(0),  # else it would draw from the global generator
         )
-        for inputs, labels in loader:
-            inputs = inputs.to(self.device, non_blocking=True)
-            yield self._in_format(inputs), labels.to(self.device, non_blocking=True)
+        yield from ahead(loader, self._bring, lambda pair: pair, self.device)
+
+    def _bring(self, pair: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs, labels = (to_device(value, self.device) for value in pair)
+        return self._in_format(inputs), labels
 
     def _in_format(self, inputs: torch.Tensor) -> torch.Tensor:
         return inputs.to(memory_format=self._format)

@@ -28,7 +28,8 @@ from transferops.otqms.sampling import Deck
 from transferops.otqms.surroundings import Surroundings, stream_seed
 from transferops.otqms.training import EpochPlan, Evaluation, Stepper, evaluate
 
-_NOT_OF_THE_RUN = ("workers", "checkpoint_steps", "guard", "folds")  # options that change nothing in a run's result
+# Options that change nothing in the result of a run.
+_NOT_OF_THE_RUN = ("workers", "checkpoint_steps", "guard", "folds", "cuda_graphs")
 
 
 class Run:

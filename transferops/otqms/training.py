@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from transferops._transfer import to_device
 from transferops.otqms.augmentation import translated
 from transferops.otqms.distributed import World
 from transferops.otqms.options import BuiltInSchedule, TrainingOptions
@@ -49,14 +50,14 @@ def evaluate(model: nn.Module, samples: Pool, part: int | None = None, world: Wo
 def misclassified(model: nn.Module, samples: Pool) -> torch.Tensor:
     """Whether ``model``, put in evaluation mode, is wrong about each of ``samples``, bool ``[N]`` on the CPU."""
     model.eval()
-    return torch.cat([(model(inputs).argmax(1) != labels).cpu() for inputs, labels in samples.batches()])
+    return torch.cat([model(inputs).argmax(1) != labels for inputs, labels in samples.batches()]).cpu()
 
 
 @torch.no_grad()
 def predict(model: nn.Module, samples: Pool, positions: torch.Tensor) -> torch.Tensor:
     """The probabilities of the classes that ``model``, put in evaluation mode, gives, float64 ``[n, C]`` on the CPU."""
     model.eval()
-    return torch.cat([model(inputs).double().softmax(1).cpu() for inputs, _ in samples.batches(positions)])
+    return torch.cat([model(inputs).double().softmax(1) for inputs, _ in samples.batches(positions)]).cpu()
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +105,11 @@ class EpochPlan:
     def total_steps(self) -> int:
         """Steps of all passes."""
         return self.steps * len(self.order)
+
+    def on_device(self, device: torch.device) -> EpochPlan:
+        """The same with weights and offsets on a device, in one copy each; positions stay."""
+        weights, offsets = (None if x is None else to_device(x, device) for x in (self.weights, self.offsets))
+        return replace(self, weights=weights, offsets=offsets)
 
     def batches(self) -> list[torch.Tensor]:
         """The positions of every step."""
@@ -157,10 +163,13 @@ class Stepper:
             progress: Epochs before this one, and in all: where a schedule is.
 
         Yields:
-            After every step, this process's part of the loss summed over the batch, as it was before the step.
+            After every step, this process's part of the loss summed over the batch, as it was before the step: on the
+            device, where nothing has waited for it.
         """
         self._parallel.module.train()
-        batches, weights, offsets = plan.batches()[first:], plan.batch_weights(), plan.batch_offsets()
+        batches = plan.batches()[first:]
+        plan = plan.on_device(self._device)
+        weights, offsets = plan.batch_weights(), plan.batch_offsets()
         pieces = [self._pieces(batch) for batch in batches]
         if weights is None:
             factors: list[list[torch.Tensor] | None] = [None] * len(batches)
@@ -219,7 +228,7 @@ class Stepper:
                     logits = self._forward(inputs)
                 losses = options.loss(logits if options.autocast is None else logits.float(), labels)
                 if factors is not None:
-                    losses = losses * factors[i].to(self._device)
+                    losses = losses * factors[i]
                 loss = losses.sum()
                 if idle:
                     loss = 0 * loss

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from transferops import ops
 from transferops._validate import as_tensor, describe, fail
+from transferops.ops.moments import check_finite_sums
 from transferops.scores import _distributed
 
 
@@ -31,6 +32,7 @@ class FeatureMoments:
         mean: [D].
         norms: sum |x - mean|^2 (x - mean) [D] and sum |x - mean|^4 [], or None if they were not asked for.
         unit_roundoff: the largest relative rounding error of the features as they came (2^-24 for float32).
+        samples: N, the number of samples.
     """
 
     classes: Tensor
@@ -40,25 +42,29 @@ class FeatureMoments:
     mean: Tensor
     norms: ops.NormMoments | None
     unit_roundoff: float
-
-    @property
-    def samples(self) -> int:
-        """N, the number of samples."""
-        return int(self.counts.sum())
+    samples: int
 
     @staticmethod
     def of(features: Tensor, labels: Tensor, *, norms: bool = False) -> FeatureMoments:
-        """The moments of ``features`` [N, D] with integer ``labels`` [N] of any values."""
+        """The moments of ``features`` [N, D] with integer ``labels`` [N] of any values.
+
+        Raises:
+            ValueError: a feature is NaN or infinite, or shapes disagree.
+        """
         classes, index = torch.unique(labels, return_inverse=True)
-        moments = ops.class_moments(features, index, len(classes))
+        moments = ops.class_moments(features, index, len(classes), validate=False)  # the labels are in range
+        own_norms = ops.norm_moments(features, moments.shift, validate=False) if norms else None
+        sums = [moments.shift, moments.gram.diagonal(), *([] if own_norms is None else [own_norms.quartic])]
+        check_finite_sums(features, *sums)
         return FeatureMoments(
             classes=classes,
             counts=moments.counts,
             sums=moments.sums,
             gram=moments.gram,
             mean=moments.shift,
-            norms=ops.norm_moments(features, moments.shift) if norms else None,
+            norms=own_norms,
             unit_roundoff=torch.finfo(features.dtype).eps / 2,
+            samples=len(features),
         )
 
     def about(self, mean: Tensor) -> FeatureMoments:
@@ -117,7 +123,14 @@ class FeatureMoments:
         if a.norms is not None and b.norms is not None:
             norms = ops.NormMoments(a.norms.cubic + b.norms.cubic, a.norms.quartic + b.norms.quartic)
         return FeatureMoments(
-            classes, counts, sums, a.gram + b.gram, mean, norms, max(a.unit_roundoff, b.unit_roundoff)
+            classes,
+            counts,
+            sums,
+            a.gram + b.gram,
+            mean,
+            norms,
+            max(a.unit_roundoff, b.unit_roundoff),
+            a.samples + b.samples,
         )
 
     @staticmethod
@@ -153,6 +166,7 @@ class FeatureMoments:
             mean=moved.mean,
             norms=ops.NormMoments(*norms) if norms else None,
             unit_roundoff=max(roundoff for _, _, _, roundoff in everyone),
+            samples=total,
         )
 
 
@@ -165,6 +179,9 @@ class MomentsAccumulator:
     Rows wait in the dtype in which they came until there are more than D of them, and are then folded into the D x D
     moments. So small batches cost no D x D update each, and a set of at most D samples in all stays available as
     samples, which the N x N forms of the scores need.
+
+    For a batch on a GPU the program waits once, or, where rows are folded, for the classes, the sums' being finite and
+    the classes of both sides: a batch with NaN is refused before it changes anything.
 
     Args:
         norms: collect the norm moments too (for shrinkage).
@@ -274,6 +291,7 @@ class MomentsAccumulator:
         if state["folded"] is not None:
             folded = dict(state["folded"])
             norms = folded.pop("norms", None)
+            folded["samples"] = int(folded["counts"].sum())
             self._folded = FeatureMoments(**folded, norms=ops.NormMoments(*norms) if norms is not None else None)
         for features, labels in state["waiting"]:
             self.update(features, labels)
@@ -344,7 +362,7 @@ def check_batch(features: Any, labels: Any) -> tuple[Tensor, Tensor]:
 
 def check_finite(features: Tensor, argument: str = "features") -> None:
     """Raise if an entry is NaN or infinite, naming its position."""
-    if not features.numel() or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(features)):
+    if not features.numel() or bool(torch.stack(torch.aminmax(features)).isfinite().all()):
         return
     bad = (~torch.isfinite(features)).nonzero()
     if len(bad):

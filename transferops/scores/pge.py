@@ -133,6 +133,8 @@ class PrincipalGradientExpectation:
     ) -> PrincipalGradientExpectation:
         """Add a batch of a task: one gradient at each restart. All batches count alike.
 
+        With labels on a GPU the program waits for it once, to look at them; with labels on the CPU, not at all.
+
         Args:
             task: the task's name.
             inputs: what the model is called with: a tensor [N, ...], or keyword arguments.
@@ -319,11 +321,12 @@ class PrincipalGradientExpectation:
             classes = running.classes
         else:
             classes = num_classes or self._default_classes(batch)
-        bad = ((batch.targets < 0) | (batch.targets >= classes)).nonzero()
+        labels = batch.given  # of which those on the CPU are looked at without waiting for a GPU
+        bad = ((labels < 0) | (labels >= classes)).nonzero()
         if len(bad):
             place = bad[0].tolist()
             at = place[0] if len(place) == 1 else place
-            got = f"{int(batch.targets[tuple(place)])} at position {at}"
+            got = f"{int(labels[tuple(place)])} at position {at}"
             fail("labels", f"{classes} classes 0..{classes - 1}", got)
         return classes
 
