@@ -75,6 +75,7 @@ def compare(
     floor: float,
     sizes: dict[str, int],
     values: dict[str, float],
+    slow: float = float("inf"),
 ) -> None:
     """Record one row: our time and memory, every peer's, the ratio to the best peer, and the floor.
 
@@ -84,8 +85,9 @@ def compare(
         floor: seconds that the unavoidable operations or bytes take at this machine's measured rate.
         sizes: what the inputs were.
         values: results to put on record (errors, scores).
+        slow: seconds of a call beyond which one is enough, as in :func:`interleaved_minimum`.
     """
-    seconds = interleaved_minimum({"ours": ours, **peers})
+    seconds = interleaved_minimum({"ours": ours, **peers}, slow=slow)
     best_peer = min(peers, key=lambda name: seconds[name])
     benchmark.extra_info.update(
         sizes=sizes,

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=10)
     parser.add_argument("--strategies", default="target-only,all-sources,pooled-then-fine-tuned,recommended")
     parser.add_argument("--unrelated", type=int, default=0, help="so many sources that can only hurt")
+    parser.add_argument("--beside", action="store_true", help="other work runs on this machine: show no seconds")
     parser.add_argument("--table", action="store_true", help="train nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -67,7 +68,7 @@ def main() -> None:
         seeds = [int(seed) for seed in arguments.seeds.split(",")]
         for seed in seeds:
             for target in arguments.targets.split(",") if arguments.targets else bundle.domains:
-                train(bundle, data, target, seed, arguments.shots, strategies, arguments.unrelated, options)
+                train(bundle, data, target, seed, arguments.shots, strategies, arguments.unrelated, options, arguments.beside)
     write_tables()
 
 
@@ -109,6 +110,7 @@ def train(
     strategies: Sequence[str],
     unrelated: int,
     options: TrainingOptions,
+    beside: bool,
 ) -> None:
     """What is not in the journal yet."""
     name = f"{data}-{target}-{shots}-shots" + (f"-{unrelated}-unrelated" if unrelated else "")
@@ -144,6 +146,7 @@ def train(
                 "seconds": run.seconds,
                 "allocation_seconds": run.allocation_seconds,
                 "preparation_seconds": run.source_model_seconds,
+                "beside_other_work": beside,
                 "quantities": taken.quantities,
                 "shares": taken.shares,
                 **environment(),

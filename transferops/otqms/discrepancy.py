@@ -28,8 +28,19 @@ _DAMPING = 0.1
 _CONJUGATE_GRADIENT_STEPS = 10
 
 
+def information(model: nn.Module, sources: int, options: TrainingOptions) -> FisherInformation:
+    """The target's Fisher information, to be asked for A over so many sources."""
+    chunks = math.ceil(sources / _DIRECTIONS_AT_ONCE)
+    return FisherInformation(model, options.fisher, chunk_size=math.ceil(sources / chunks))
+
+
 def gram(
-    model: nn.Module, sources: Sequence[State], samples: Pool, options: TrainingOptions, world: World
+    model: nn.Module,
+    sources: Sequence[State],
+    samples: Pool,
+    options: TrainingOptions,
+    world: World,
+    fisher: FisherInformation | None = None,
 ) -> torch.Tensor:
     """A at ``model``, float64 ``[K, K]`` on the CPU.
 
@@ -39,6 +50,7 @@ def gram(
         samples: Part 0 is the target.
         options: Estimator, parameters, and where the directions are kept.
         world: The processes that share the target's samples.
+        fisher: From :func:`information` for ``model``, to save its checks; made here if ``None``.
     """
     own = world.share(samples.positions(0))
     batches = list(samples.batches(own, options.batch_size))
@@ -48,8 +60,7 @@ def gram(
     else:
         device, dtype = ("cpu", options.source_dtype) if options.offload else (None, None)
         directions = parameter_differences(list(sources), model, selection, device=device, dtype=dtype)
-        chunks = math.ceil(len(directions) / _DIRECTIONS_AT_ONCE)
-        fisher = FisherInformation(model, options.fisher, chunk_size=math.ceil(len(directions) / chunks))
+        fisher = fisher or information(model, len(directions), options)
         total = fisher.gram(directions, batches) * len(own)
     return _agreed(world.sum(total) / samples.sizes[0], world)
 

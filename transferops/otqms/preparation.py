@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from transferops import _checkpoint as checkpoint
+from transferops.fisher import FisherInformation
 from transferops.otqms import costs, discrepancy, screening, survey
 from transferops.otqms.averaging import midpoint
 from transferops.otqms.discrepancy import State
@@ -66,6 +67,7 @@ class Preparation:
         self._judging_seconds = 0.0
         self._anchors: dict[Anchor, tuple[nn.Module, float]] = {}
         self._anchor_grams: dict[Anchor, torch.Tensor] = {}
+        self._fisher: FisherInformation | None = None
 
     @property
     def samples(self) -> Pool:
@@ -116,7 +118,10 @@ class Preparation:
     def gram(self, model: nn.Module, samples: Pool) -> torch.Tensor:
         """A at ``model`` with the Fisher information of the target's part of ``samples``."""
         if self.options.directions == "models":
-            return discrepancy.gram(model, self.sources[0], samples, self.options, self._world)
+            # Kept from epoch to epoch, so that a model that trains on is checked once.
+            if self._fisher is None or self._fisher.model is not model:
+                self._fisher = discrepancy.information(model, len(self.source_names), self.options)
+            return discrepancy.gram(model, self.sources[0], samples, self.options, self._world, self._fisher)
         generator = torch.Generator().manual_seed(stream_seed(self.around.seed, "gradients"))
         found = discrepancy.newton_directions(model, samples, self.options, generator, self._world)
         moved = {name: value.detach() for name, value in model.named_parameters()}
