@@ -4,8 +4,8 @@
     python bench/otqms_overhead.py --data digits_multi.npz --parts state --rounds 1   # again and again: a round more
 
 Trains "all-sources" and "quantities-dynamic" in turn, several times the same; of every epoch the fastest counts. A
-sample counts as often as it is trained on: an epoch of few samples passes over them until it has min_steps steps. Source
-models are trained once and not counted, nor is the first decision of a process. Writes
+sample counts as often as it is trained on: an epoch of few samples passes over them until it has min_steps steps.
+Source models are trained once and not counted, nor is the first decision of a process. Writes
 bench/results/otqms_overhead.json and .md. Run it on a quiet machine; if it is quiet for a minute at a time only, with
 ``--parts``: source models and rounds are kept in that folder.
 """
@@ -98,7 +98,8 @@ def markdown(report: dict[str, Any]) -> str:
         whole, ours = (row[name] for name in STRATEGIES)
         means = [sum(values) / len(values) for values in (whole["seconds"], ours["seconds"], ours["deciding"])]
         lines.append(
-            f"| {row['target']} | {row['rounds']} | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.3f} | {row['deciding_over_epoch']:.1%} "
+            f"| {row['target']} | {row['rounds']} | {means[0]:.3f} | {means[1]:.3f} | {means[2]:.3f} "
+            f"| {row['deciding_over_epoch']:.1%} "
             f"| {row['samples_saved']:.1%} | {row['time_saved']:.1%} | {row['time_over_samples_saved']:.3f} |"
         )
     return "\n".join(lines) + "\n"

@@ -228,9 +228,7 @@ def _certified(
     return residual_of(problem, ratios, np.append(dual[:rank], dual[-1]), weight, price), excess
 
 
-def _cone_program(
-    problem: Problem, unit: FloatArray, reach: FloatArray, size: float, tolerance: float
-) -> FloatArray:
+def _cone_program(problem: Problem, unit: FloatArray, reach: FloatArray, size: float, tolerance: float) -> FloatArray:
     """The ratios by the interior-point method, over q, q_0, m and t_i >= q_i^2/m_i in given units."""
     from scipy import sparse
 
@@ -239,7 +237,11 @@ def _cone_program(
     linear = np.zeros(3 * sources + 1)
     linear[2 * sources + 1 :] = unit[:-1] ** 2 / reach / size
     hessian = sparse.block_diag(
-        [upper_triangle(2 * (scaled.T @ scaled) / size), [[2 * unit[-1] ** 2 / size]], sparse.csc_matrix((2 * sources, 2 * sources))]
+        [
+            upper_triangle(2 * (scaled.T @ scaled) / size),
+            [[2 * unit[-1] ** 2 / size]],
+            sparse.csc_matrix((2 * sources, 2 * sources)),
+        ]
     )
 
     def rows(mass: Any, taken: Any, bound: Any) -> Any:

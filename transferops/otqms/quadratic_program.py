@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from transferops.otqms.semidefinite import MANY
 from transferops.otqms.theory import FloatArray
 
 SUFFICIENT_RESIDUAL = 1e-10
@@ -28,7 +29,6 @@ _PROXIMAL = 1e-12  # relative to the curvature of each variable at the scale of 
 _PROXIMAL_OWN = 1e-20  # relative to its own curvature, far below that of sources that cancel to rounding
 TOLERANCE = 1e-12  # of the interior-point method
 _FIRST_TOLERANCE = 1e-9  # with many sources, in the first round: enough to tell most of them from their bounds
-_MANY = 500
 
 
 class Program(NamedTuple):
@@ -246,10 +246,14 @@ def active_set(
     mass[-1], linear[-1] = carried.sum(), program.linear
 
     ridge = np.sqrt(_PROXIMAL_OWN * np.square(matrix).sum(0) + _PROXIMAL * size * mass / unit[free])
-    orthogonal = np.zeros_like(matrix)
     rows = matrix.any(1)
-    factors = np.linalg.qr(np.vstack([matrix[rows], np.diag(ridge)]))
-    orthogonal[rows], triangle = factors.Q[: rows.sum()], factors.R
+    stacked = np.vstack([matrix[rows], np.diag(ridge)])
+    if len(ridge) >= MANY:  # without Q, which is as much work again
+        triangle: FloatArray = np.linalg.qr(stacked, mode="r")
+    else:
+        orthogonal = np.zeros_like(matrix)
+        factors = np.linalg.qr(stacked)
+        orthogonal[rows], triangle = factors.Q[: rows.sum()], factors.R
 
     def half(vector: FloatArray) -> FloatArray:
         return np.asarray(solve_triangular(triangle, vector, trans="T", check_finite=False))
@@ -269,7 +273,11 @@ def active_set(
             break
     dual = 2 * (matrix @ value)
     for _ in range(2):
-        dual = dual + orthogonal @ half(level * mass - linear - matrix.T @ dual)
+        missing = half(level * mass - linear - matrix.T @ dual)
+        if len(ridge) >= MANY:
+            dual = dual + matrix @ solve_triangular(triangle, missing, check_finite=False)
+        else:
+            dual = dual + orthogonal @ missing
 
     aim = carried * value[-1]
     aim[free] = value
@@ -278,7 +286,7 @@ def active_set(
 
 def first_tolerance(turn: int, sources: int) -> float:
     """Of the interior-point method in a round, from 0: with many sources every iteration costs."""
-    return _FIRST_TOLERANCE if turn == 0 and sources >= _MANY else TOLERANCE
+    return _FIRST_TOLERANCE if turn == 0 and sources >= MANY else TOLERANCE
 
 
 def upper_triangle(symmetric: FloatArray) -> Any:
