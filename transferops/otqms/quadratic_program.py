@@ -249,7 +249,7 @@ def active_set(
     rows = matrix.any(1)
     stacked = np.vstack([matrix[rows], np.diag(ridge)])
     if len(ridge) >= MANY:  # without Q, which is as much work again
-        triangle: FloatArray = np.linalg.qr(stacked, mode="r")
+        triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
     else:
         orthogonal = np.zeros_like(matrix)
         factors = np.linalg.qr(stacked)
