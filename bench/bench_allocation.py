@@ -111,6 +111,7 @@ def test_two_thousand_sources(benchmark: object, mode: str) -> None:
         floor=2000**3 / 3 / sgemm_rate(),
         sizes={"K": 2000},
         values={"KKT residual": solution.kkt_residual, "relative risk": solution.relative_risk},
+        slow=2.0,
     )
 
 

@@ -75,6 +75,7 @@ def compare(
     floor: float | tuple[Contender, float],
     sizes: dict[str, int],
     values: dict[str, float],
+    slow: float = float("inf"),
 ) -> None:
     """Record one row: our time and memory, every peer's, the ratio to the best peer, and the floor.
 
@@ -86,9 +87,10 @@ def compare(
             of memory that others use as well changes within minutes.
         sizes: what the inputs were.
         values: results to put on record (errors, scores).
+        slow: seconds of a call beyond which one is enough, as in :func:`interleaved_minimum`.
     """
     moves = {"floor": floor[0]} if isinstance(floor, tuple) else {}
-    seconds = interleaved_minimum({"ours": ours, **peers, **moves})
+    seconds = interleaved_minimum({"ours": ours, **peers, **moves}, slow=slow)
     floor_seconds = seconds.pop("floor") * floor[1] if isinstance(floor, tuple) else floor
     best_peer = min(peers, key=lambda name: seconds[name])
     benchmark.extra_info.update(

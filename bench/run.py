@@ -3,7 +3,7 @@
     python bench/run.py [pytest arguments, e.g. bench/bench_h_score.py]
 
 Run it on a quiet machine. Results go to bench/results, one JSON and one Markdown file per family, with the machine,
-versions and commit.
+versions and commit. A family may be run in parts: rows that are there already stay if all of these are the same.
 """
 
 from __future__ import annotations
@@ -93,6 +93,15 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def earlier(path: Path, report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows on record of the same commit, day and machine that ``report`` does not have."""
+    written = json.loads(path.read_text()) if path.exists() else {}
+    if written.get("environment") != report["environment"]:
+        return []
+    names = {row["name"] for row in report["benchmarks"]}
+    return [row for row in written["benchmarks"] if row["name"] not in names]
+
+
 def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw.json"
@@ -116,8 +125,9 @@ def main(arguments: list[str]) -> int:
     results = ROOT / "bench" / "results"
     results.mkdir(exist_ok=True)
     for family, rows in families.items():
-        report = {"environment": environment(), "benchmarks": rows}
         target = results / f"{family}-cpu-{torch.get_num_threads()}-threads"
+        report = {"environment": environment(), "benchmarks": rows}
+        report["benchmarks"] = [*earlier(target.with_suffix(".json"), report), *rows]
         target.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
         target.with_suffix(".md").write_text(markdown(report))
         print(f"{family}\n\n{markdown(report)}")

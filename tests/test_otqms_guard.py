@@ -11,7 +11,8 @@ import pytest
 from rates import DIMENSION, LIMIT, source_decisions
 from scipy.stats import binomtest
 
-from transferops.otqms.guard import compare_losses, judge_sources
+from transferops.otqms.allocation import allocate
+from transferops.otqms.guard import caution, compare_losses, judge_sources
 
 
 def share(decision: str, scaled_discrepancy: float, repetitions: int) -> float:
@@ -54,6 +55,15 @@ def test_sources_are_described() -> None:
     assert second.startswith("source so-so: undecided, N0 t = 1.65 against 1.9: the estimates do not tell")
     assert third.startswith("source far: reject, N0 t = 8.8 against 1.9: too far")
     assert verdicts.sentences()[2].startswith("source 2: reject")
+
+
+def test_dimension_above_the_samples_is_told() -> None:
+    assert caution([0.1, 9.0], 10, 10) == []
+    (sentence,) = caution([0.1, 3.0, 3.1], 10, 60)
+    assert sentence.startswith("d/N0 = 6: outside of the theory")
+    assert "up to d/(2 N0) = 3 would be taken whole, here 2 of 3" in sentence
+    whole, part = (allocate([[distance]], 10, [10**6], 60).total for distance in (3.0, 3.1))
+    assert whole == 10**6 > part
 
 
 @pytest.mark.parametrize("seed", range(10))

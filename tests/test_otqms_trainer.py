@@ -12,6 +12,7 @@ from otqms_tasks import AVAILABLE, CLASSES, FAST, FEATURES, SOURCES, TARGET, net
 from torch import nn
 
 from transferops.data import Domain, few_shot_split
+from transferops.fisher import FisherInformation
 from transferops.otqms import (
     OTQMS,
     STRATEGIES,
@@ -22,6 +23,7 @@ from transferops.otqms import (
     Situation,
     TrainingOptions,
     allocate,
+    discrepancy,
     network_for,
     register,
 )
@@ -49,6 +51,19 @@ def trainer(seed: int = 0, options: TrainingOptions = FAST, **arguments: Any) ->
 
 
 class TestStrategies:
+    def test_a_model_that_trains_on_is_checked_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made, information = [], discrepancy.information
+
+        def counted(*arguments: Any) -> FisherInformation:
+            made.append(information(*arguments))
+            return made[-1]
+
+        monkeypatch.setattr(discrepancy, "information", counted)
+        ours = trainer()
+        run = ours.fit("quantities-dynamic")
+        assert len(run.epochs) > len(made) == 1
+        assert torch.equal(ours.gram(run.model), trainer().gram(run.model))
+
     def test_samples_used(self) -> None:
         ours = trainer()
         only, everything, chosen = (ours.fit(name) for name in ("target-only", "all-sources", "quantities-dynamic"))

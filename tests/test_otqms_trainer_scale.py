@@ -23,8 +23,9 @@ from transferops.fisher import FisherInformation, estimation, parameter_differen
 from transferops.fisher.exact import push_forward
 from transferops.otqms import OTQMS, ConvNet, TrainingOptions, TrainingRun
 from transferops.otqms.akaike import akaike_shares, explain_shares
-from transferops.otqms.guard import judge_sources
+from transferops.otqms.guard import caution, judge_sources
 from transferops.otqms.pool import Pool, TensorSamples
+from transferops.otqms.report import leave_one_out
 from transferops.otqms.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -329,7 +330,10 @@ class TestReport:
         rises = [value.predicted for value in report.values]
         assert rises == sorted(rises, reverse=True)
         assert rises[-1] >= 0
-        assert [verdict.split(":")[0] for verdict in report.verdicts] == [f"source {name}" for name in SOURCES]
+        told = caution([value.discrepancy for value in report.values], 15, trainer.dimension)
+        assert told
+        assert list(report.verdicts[:1]) == told
+        assert [verdict.split(":")[0] for verdict in report.verdicts[1:]] == [f"source {name}" for name in SOURCES]
         written = report.save(tmp_path / "report")
         assert [path.name for path in written] == ["report.md", "shares.png", "risk.png", "gram.png"]
         table = written[0].read_text()
@@ -349,8 +353,14 @@ class TestReport:
         without = akaike_shares(problem[0][1:, 1:], 27, [48, 9], found.dimension).risk
         values = {value.source: value.predicted for value in report.values}
         assert values["near"] == pytest.approx(without - full)
+        told = found.explain(27, [60, 48, 9]) + caution(found.gram.diagonal(), 27, found.dimension)
         judged = judge_sources(found.gram.diagonal(), 15 + 12, [60, 48, 9], found.dimension)
-        assert list(trainer.report(trainer.fit("recommended")).verdicts) == judged.sentences(list(SOURCES))
+        report = trainer.report(trainer.fit("recommended"))
+        assert list(report.verdicts) == told + judged.sentences(list(SOURCES))
+        shrunk = found.shrunk(27, [60, 48, 9])
+        assert [value.predicted for value in report.values] == sorted(
+            leave_one_out(shrunk, 27, [60, 48, 9], found.dimension, "quantity"), reverse=True
+        )
 
     def test_retrained(self, trainer: OTQMS) -> None:
         run = trainer.fit("all-sources")

@@ -10,7 +10,7 @@ import quadprog
 from allocation_problems import budget_of, random_problem
 
 from transferops.otqms.allocation import allocate
-from transferops.otqms.semidefinite import debias
+from transferops.otqms.semidefinite import debias, pull, shrink
 from transferops.otqms.theory import optimal_weight, single_source_weighted_risk
 
 
@@ -147,3 +147,52 @@ def test_debiasing_pays_in_high_dimension_and_not_in_low() -> None:
 def test_debias_refuses(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         debias(*arguments)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4, 1e9])
+def test_shrunk_matrix_is_that_of_the_shrunken_estimate(noise: float) -> None:
+    rng = np.random.default_rng(3)
+    differences, samples = rng.standard_normal((7, 4)), np.array([5.0, 0.0, 20.0, 75.0])
+    mixture = samples / 100
+    gram, distance = differences.T @ differences, float(np.square(differences @ mixture).sum())
+    kappa = min(1.0, noise / distance)
+    assert pull(gram, samples, noise) == pytest.approx(kappa, rel=1e-12)
+    moved = differences - kappa * (differences @ mixture)[:, None]
+    expected = moved.T @ moved + (2 - kappa) * kappa * distance  # posterior and plug-in variance
+    np.testing.assert_allclose(shrink(gram, samples, noise), expected, rtol=1e-12, atol=1e-12)
+    assert mixture @ shrink(gram, samples, noise) @ mixture == pytest.approx(distance, rel=1e-12)
+
+
+def test_noise_alone_does_not_choose_the_sources() -> None:
+    """A target in the middle of its sources, its estimate off by far more than they are apart, in the same directions:
+    what is taken by the plug-in matrix is further from the target than all sources together.
+    """
+    rng, samples, noise = np.random.default_rng(0), np.full(6, 1000), 5.0
+    distances: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(100):
+        sources = rng.standard_normal((3, 6)) * np.sqrt(1 / 3)
+        differences = sources - rng.standard_normal((3, 1)) * np.sqrt(noise / 3)
+        gram = differences.T @ differences
+        for shrunk, own in distances.items():
+            found = allocate(shrink(gram, samples, noise) if shrunk else gram, 10, samples, noise * 10)
+            own.append(float(np.square(sources @ found.masses).sum()))
+    assert np.mean(distances[True]) < np.mean(distances[False]) / 1.5
+
+
+def test_a_clear_target_is_left_alone() -> None:
+    gram = np.array([[0.1, 0.0], [0.0, 4.0]])
+    before, after = (allocate(g, 100, [500, 500], 1) for g in (gram, shrink(gram, [500, 500], 0.01)))
+    np.testing.assert_allclose(after.masses, before.masses, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.eye(3), [1, 1], 1), "gram: expected shape [2, 2], one row per source, got shape [3, 3]"),
+        ((np.eye(2), [0, 0], 1), "source_samples: expected shape [K], not all 0, got shape [2], sum 0"),
+        ((np.eye(2), [1, 1], [1, 1]), "target_noise: expected a number, got shape [2]"),
+    ],
+)
+def test_shrink_refuses(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        shrink(*arguments)

@@ -21,10 +21,12 @@ from transferops.otqms.quadratic_program import (
     SUFFICIENT_RESIDUAL,
     Program,
     active_set,
+    first_tolerance,
     interior_point,
     least_step,
     ratios_of,
     shares,
+    upper_triangle,
 )
 from transferops.otqms.theory import FloatArray
 
@@ -134,9 +136,9 @@ def solve_budget(problem: Problem) -> Purchase:
     ratios = 1 / curvature
     z, size = np.append(np.zeros_like(ratios), shares(ratios)[-1]), float(shares(ratios)[-1])
     best = Purchase(ratios, reach, np.inf)
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         unit = np.append(np.maximum(z[:-1], size / (2 * curvature)), z[-1])
-        start = _cone_program(problem, unit, reach, size)
+        start = _cone_program(problem, unit, reach, size, first_tolerance(turn, len(ratios)))
         found = _descend(problem, start, unit, size)
         if found.residual < best.residual:
             best = found
@@ -226,7 +228,7 @@ def _certified(
     return residual_of(problem, ratios, np.append(dual[:rank], dual[-1]), weight, price), excess
 
 
-def _cone_program(problem: Problem, unit: FloatArray, reach: FloatArray, size: float) -> FloatArray:
+def _cone_program(problem: Problem, unit: FloatArray, reach: FloatArray, size: float, tolerance: float) -> FloatArray:
     """The ratios by the interior-point method, over q, q_0, m and t_i >= q_i^2/m_i in given units."""
     from scipy import sparse
 
@@ -235,7 +237,11 @@ def _cone_program(problem: Problem, unit: FloatArray, reach: FloatArray, size: f
     linear = np.zeros(3 * sources + 1)
     linear[2 * sources + 1 :] = unit[:-1] ** 2 / reach / size
     hessian = sparse.block_diag(
-        [2 * scaled.T @ scaled / size, [[2 * unit[-1] ** 2 / size]], sparse.csc_matrix((2 * sources, 2 * sources))]
+        [
+            upper_triangle(2 * (scaled.T @ scaled) / size),
+            [[2 * unit[-1] ** 2 / size]],
+            sparse.csc_matrix((2 * sources, 2 * sources)),
+        ]
     )
 
     def rows(mass: Any, taken: Any, bound: Any) -> Any:
@@ -256,6 +262,7 @@ def _cone_program(problem: Problem, unit: FloatArray, reach: FloatArray, size: f
         constraints,
         np.concatenate([[1.0], np.zeros(sources + 1), problem.capacity / reach, [1.0], np.zeros(3 * sources)]),
         [("Zero", 1), ("Nonnegative", 2 * sources + 2)] + [("SecondOrder", 3)] * sources,
+        tolerance,
     )
     mass, target = np.maximum(point[:sources] * unit[:-1], 0), max(point[sources] * unit[-1], 1e-100)
     return np.asarray(mass / target)

@@ -72,11 +72,14 @@ def surveyed_shares(situation: Situation) -> Decision:
 def surveyed_quantities(situation: Situation) -> Decision:
     """The quantities of least predicted risk by a survey, in rounds [derived].
 
-    A round is the target's samples once and the quantities of each source, other samples of it in every round.
+    A is shrunk first, so that the noise of the target's estimate is not fitted
+    (:func:`transferops.otqms.semidefinite.shrink`). A round is the target's samples once and the quantities of each
+    source, other samples of it in every round.
     """
     survey, target = situation.survey(), situation.target_samples
     available = survey.available(situation.source_samples)
-    allocation = allocate(survey.gram, target, available, survey.dimension)
+    gram = survey.shrunk(target, situation.source_samples)
+    allocation = allocate(gram, target, available, survey.dimension)
     masses = np.array([target, *allocation.quantities])
     return _drawn(situation, masses / masses.sum(), float(allocation.risk), available)
 

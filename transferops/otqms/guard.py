@@ -130,6 +130,26 @@ def judge_sources(
     )
 
 
+def caution(distances: ArrayLike, target_samples: float, dimension: float) -> list[str]:
+    """What d above N0 means for what the formulas say of sources at these distances, in a sentence; none up to N0.
+
+    A single source is taken whole up to N0 t = 1/2 [paper], which is A_ii = d / (2 N0).
+
+    Args:
+        distances: A_ii, shape [K], not negative.
+        target_samples: N0, at least 1.
+        dimension: d, positive.
+    """
+    if dimension <= target_samples:
+        return []
+    measured, reach = check_array("distances", distances), dimension / (2 * target_samples)
+    return [
+        f"d/N0 = {2 * reach:.3g}: outside of the theory, which is for d well below N0. Any single source of a squared "
+        f"distance up to d/(2 N0) = {reach:.3g} would be taken whole, here {int((measured <= reach).sum())} of "
+        f"{measured.size}: that one is taken says little of how near it is, and predicted risks are no losses to expect"
+    ]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Which of two models is better on the same held-out samples.

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from transferops._validate import check_array, check_positive_int, fail
 from transferops.otqms.allocation import check_problem
-from transferops.otqms.quadratic_program import interior_point
+from transferops.otqms.quadratic_program import TOLERANCE, interior_point, upper_triangle
 from transferops.otqms.theory import FloatArray, risk
 
 
@@ -72,7 +72,8 @@ def paper_grid(
             fail("totals", f"values from 0 to sum N_i = {everything:g}", f"{grid[0]:g} to {grid[-1]:g}")
     grid = grid[grid > 0]
     scale = np.sqrt(np.maximum(np.square(root).sum(0).max(initial=0.0), np.finfo(np.float64).tiny))
-    hessian = 2 * (root / scale).T @ (root / scale)
+    scaled = root / scale
+    hessian = upper_triangle(2 * (scaled.T @ scaled))
     sources = available.size
     candidates = [np.zeros(sources)]
     for total in grid:
@@ -82,6 +83,7 @@ def paper_grid(
             [np.ones((1, sources)), -np.eye(sources), np.eye(sources)],
             np.concatenate([[1.0], np.zeros(sources), available / total]),
             [("Zero", 1), ("Nonnegative", 2 * sources)],
+            TOLERANCE,
         )
         candidates.append(np.clip(alpha * total, 0, available))
     risks = risk(np.stack(candidates), root.T @ root, target_samples, dimension)

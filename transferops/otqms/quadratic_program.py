@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from transferops.otqms.semidefinite import MANY
 from transferops.otqms.theory import FloatArray
 
 SUFFICIENT_RESIDUAL = 1e-10
@@ -26,6 +27,8 @@ _FAR = 1e30
 _PROXIMAL_STEPS = 50
 _PROXIMAL = 1e-12  # relative to the curvature of each variable at the scale of the solution
 _PROXIMAL_OWN = 1e-20  # relative to its own curvature, far below that of sources that cancel to rounding
+TOLERANCE = 1e-12  # of the interior-point method
+_FIRST_TOLERANCE = 1e-9  # with many sources, in the first round: enough to tell most of them from their bounds
 
 
 class Program(NamedTuple):
@@ -112,7 +115,7 @@ def solve(program: Program) -> Solution:
         # What a source gets at the common multiplier on its own, for those that have nothing yet.
         alone = size / np.maximum(2 * curvature, 1e-200)
         unit = np.append(np.maximum(z[:-1], np.minimum(program.limit * z[-1], alone)), z[-1])
-        start = _start(program, unit, size, factored=turn % 2 == 1)
+        start = _start(program, unit, size, factored=turn % 2 == 1, tolerance=first_tolerance(turn, len(ratios)))
         found = polish(program, start, unit, size)
         if found.residual < best.residual:
             best = found
@@ -243,10 +246,14 @@ def active_set(
     mass[-1], linear[-1] = carried.sum(), program.linear
 
     ridge = np.sqrt(_PROXIMAL_OWN * np.square(matrix).sum(0) + _PROXIMAL * size * mass / unit[free])
-    orthogonal = np.zeros_like(matrix)
     rows = matrix.any(1)
-    factors = np.linalg.qr(np.vstack([matrix[rows], np.diag(ridge)]))
-    orthogonal[rows], triangle = factors.Q[: rows.sum()], factors.R
+    stacked = np.vstack([matrix[rows], np.diag(ridge)])
+    if len(ridge) >= MANY:  # without Q, which is as much work again
+        triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
+    else:
+        orthogonal = np.zeros_like(matrix)
+        factors = np.linalg.qr(stacked)
+        orthogonal[rows], triangle = factors.Q[: rows.sum()], factors.R
 
     def half(vector: FloatArray) -> FloatArray:
         return np.asarray(solve_triangular(triangle, vector, trans="T", check_finite=False))
@@ -266,19 +273,43 @@ def active_set(
             break
     dual = 2 * (matrix @ value)
     for _ in range(2):
-        dual = dual + orthogonal @ half(level * mass - linear - matrix.T @ dual)
+        missing = half(level * mass - linear - matrix.T @ dual)
+        if len(ridge) >= MANY:
+            dual = dual + matrix @ solve_triangular(triangle, missing, check_finite=False)
+        else:
+            dual = dual + orthogonal @ missing
 
     aim = carried * value[-1]
     aim[free] = value
     return aim, dual
 
 
+def first_tolerance(turn: int, sources: int) -> float:
+    """Of the interior-point method in a round, from 0: with many sources every iteration costs."""
+    return _FIRST_TOLERANCE if turn == 0 and sources >= MANY else TOLERANCE
+
+
+def upper_triangle(symmetric: FloatArray) -> Any:
+    """The upper triangle of a dense matrix as a sparse one, by columns, without a search for zeros."""
+    from scipy import sparse
+
+    size = len(symmetric)
+    rows, columns = np.tril_indices(size)  # row by row, which is the upper triangle column by column
+    starts = np.append(0, np.cumsum(np.arange(1, size + 1)))
+    return sparse.csc_matrix((symmetric[rows, columns], columns, starts), shape=(size, size))
+
+
 def interior_point(
-    hessian: Any, linear: FloatArray, constraints: list[Any], bound: FloatArray, cones: list[tuple[str, int]]
+    hessian: Any,
+    linear: FloatArray,
+    constraints: list[Any],
+    bound: FloatArray,
+    cones: list[tuple[str, int]],
+    tolerance: float,
 ) -> FloatArray:
     """Clarabel's x for min x^T H x / 2 + f^T x with b - [constraints] x in cones, whatever its status.
 
-    The caller certifies the result.
+    Of the sparse H the upper triangle counts. The caller certifies the result.
     """
     try:
         import clarabel
@@ -288,10 +319,10 @@ def interior_point(
         raise ImportError(message) from error
     settings = clarabel.DefaultSettings()
     settings.verbose = False
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-12
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
     settings.static_regularization_constant = 1e-12  # the default, 1e-8, stalls far from these tolerances
     solution = clarabel.DefaultSolver(
-        sparse.csc_matrix(sparse.triu(hessian)),
+        sparse.csc_matrix(hessian),
         linear,
         sparse.vstack([sparse.csc_matrix(block) for block in constraints], format="csc"),
         bound,
@@ -301,30 +332,33 @@ def interior_point(
     return np.nan_to_num(np.asarray(solution.x, dtype=np.float64))
 
 
-def _start(program: Program, unit: FloatArray, size: float, factored: bool) -> FloatArray:
+def _start(program: Program, unit: FloatArray, size: float, factored: bool, tolerance: float) -> FloatArray:
     """The ratios by the interior-point method, in given units of z and of the objective.
 
     ``factored`` carries M z along as variables: slower, and with the digits that M^T M loses.
     """
+    from scipy import sparse
+
     sources = len(program.limit)
     scaled = program.matrix * (unit / np.sqrt(size))
     limited = np.flatnonzero(np.isfinite(program.limit))
-    bounded = np.zeros((limited.size, sources + 1))
-    bounded[np.arange(limited.size), limited] = 1 / np.maximum(program.limit[limited] * unit[-1] / unit[limited], 1.0)
-    bounded[:, -1] = -1.0
+    entries = 1 / np.maximum(program.limit[limited] * unit[-1] / unit[limited], 1.0)
+    places = (np.arange(limited.size), limited)
+    bounded = sparse.csc_matrix((entries, places), shape=(limited.size, sources))
+    bounded = sparse.hstack([bounded, np.full((limited.size, 1), -1.0)], format="csc")
     linear = np.append(np.zeros(sources), program.linear * unit[-1] / size)
-    constraints, zeros = [unit[None, :], -np.eye(sources + 1), bounded], 1
-    hessian = 2 * scaled.T @ scaled
+    constraints, zeros = [unit[None, :], -sparse.eye(sources + 1, format="csc"), bounded], 1
     bound = np.append(1.0, np.zeros(sources + 1 + limited.size))
-    if factored:
+    if not factored:
+        hessian = upper_triangle(2 * (scaled.T @ scaled))
+    else:
         rows = len(scaled)
-        hessian = np.diag(np.append(np.zeros(sources + 1), np.full(rows, 2.0)))
+        hessian = sparse.diags(np.append(np.zeros(sources + 1), np.full(rows, 2.0)))
         linear = np.append(linear, np.zeros(rows))
-        constraints = [np.pad(c, ((0, 0), (0, rows))) for c in constraints]
-        constraints.insert(1, np.hstack([scaled, -np.eye(rows)]))
+        constraints = [sparse.hstack([c, sparse.csc_matrix((c.shape[0], rows))]) for c in constraints]
+        constraints.insert(1, sparse.hstack([scaled, -sparse.eye(rows)]))
         bound = np.insert(bound, 1, np.zeros(rows))
         zeros += rows
-    point = interior_point(
-        hessian, linear, constraints, bound, [("Zero", zeros), ("Nonnegative", sources + 1 + limited.size)]
-    )[: sources + 1]
+    cones = [("Zero", zeros), ("Nonnegative", sources + 1 + limited.size)]
+    point = interior_point(hessian, linear, constraints, bound, cones, tolerance)[: sources + 1]
     return ratios_of(program, point * unit)

@@ -20,6 +20,7 @@ from transferops.otqms.phases import Decide, Decision, Phase, Situation, target_
 from transferops.otqms.pool import Pool, TensorSamples
 from transferops.otqms.sampling import draw
 from transferops.otqms.screening import Screening
+from transferops.otqms.semidefinite import pull, shrink
 
 WARM_UP_EPOCHS = 2
 SOURCE_STEPS = 80
@@ -50,6 +51,25 @@ class Survey:
     def available(self, source_samples: Sequence[int]) -> tuple[int, ...]:
         """N_i, and 0 for sources that are rejected."""
         return tuple(samples if i in self.screening.kept else 0 for i, samples in enumerate(source_samples))
+
+    def shrunk(self, target_samples: int, source_samples: Sequence[int]) -> torch.Tensor:
+        """A as quantities are found by it, see :func:`transferops.otqms.semidefinite.shrink`."""
+        available = self.available(source_samples)
+        if not any(available):
+            return self.gram
+        return torch.from_numpy(shrink(self.gram, available, self.dimension / target_samples))
+
+    def explain(self, target_samples: int, source_samples: Sequence[int]) -> list[str]:
+        """How far A is shrunk and what that means, in a sentence; none without a source to train on."""
+        available = self.available(source_samples)
+        if not any(available):
+            return []
+        moved = pull(self.gram, available, self.dimension / target_samples)
+        return [
+            f"target: its estimate is moved {moved:.0%} of the way to the mean of the sources before they are compared "
+            "(0%: they are told apart as measured; 100%: the noise of the estimate is all there is, and they are all "
+            "taken alike)"
+        ]
 
 
 def measured_dimension(squared_distance: float, first_samples: int, second_samples: int) -> float:

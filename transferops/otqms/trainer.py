@@ -35,7 +35,7 @@ from transferops.otqms.akaike import explain_shares
 from transferops.otqms.cross_validation import CrossValidation
 from transferops.otqms.discrepancy import State
 from transferops.otqms.fitting import fit
-from transferops.otqms.guard import judge_sources
+from transferops.otqms.guard import caution, judge_sources
 from transferops.otqms.options import TrainingOptions
 from transferops.otqms.pool import Pool, Source, check_labels
 from transferops.otqms.preparation import Preparation
@@ -208,13 +208,15 @@ class OTQMS:
         plan = STRATEGIES[run.replaced_by or run.strategy]
         (target, *sizes), dimension = self.samples.sizes, float(self.dimension)
         available: Sequence[int] = sizes
-        if plan.surveys:
-            survey = self._prepared.survey(plan.all_labels)
+        survey = self._prepared.survey(plan.all_labels) if plan.surveys else None
+        if survey is not None:
             target = (self._prepared.labelled if plan.all_labels else self._prepared.around).samples.sizes[0]
             available, dimension = survey.available(sizes), survey.dimension
-        gram = self.gram(run.model) if run.gram is None else run.gram
-        rule = rule_of(run)
-        rises = leave_one_out(gram, target, available, dimension, rule)
+        gram = compared = self.gram(run.model) if run.gram is None else run.gram
+        rule, told = rule_of(run), list[str]()
+        if survey is not None and rule == "quantity":
+            compared, told = survey.shrunk(target, sizes), survey.explain(target, sizes)
+        rises = leave_one_out(compared, target, available, dimension, rule)
         kept = [i for i, samples in enumerate(available) if samples]
         among = gram[kept][:, kept], target, [sizes[i] for i in kept], dimension
         names = [self.source_names[i] for i in kept]
@@ -222,6 +224,7 @@ class OTQMS:
             reasons = explain_shares(*among, names)
         else:
             reasons = judge_sources(among[0].diagonal().clamp_min(0), *among[1:]).sentences(names)
+        told += caution(among[0].diagonal().clamp_min(0), target, dimension)
         values = [
             SourceValue(name, float(gram[i, i]), rise, self._without(name, run) if retrain else None)
             for i, (name, rise) in enumerate(zip(self.source_names, rises, strict=True))
@@ -229,7 +232,7 @@ class OTQMS:
         worth = [value.predicted if value.retrained is None else value.retrained for value in values]
         order = sorted(range(len(values)), key=lambda i: -worth[i])
         return Report(
-            run, self.source_names, tuple(values[i] for i in order), (*run.screening, *run.verdicts, *reasons)
+            run, self.source_names, tuple(values[i] for i in order), (*run.screening, *run.verdicts, *told, *reasons)
         )
 
     def _without(self, source: str, run: TrainingRun) -> float:
