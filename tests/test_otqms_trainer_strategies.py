@@ -247,7 +247,7 @@ class TestDecisions:
         assert found.gram.shape == (3, 3)
         assert found.gram[0, 0] < found.gram[1, 1]
         assert found.dimension > 0
-        allocation = allocate(found.gram, 15 + 12, [60, 48, 9], found.dimension)
+        allocation = allocate(found.shrunk(15 + 12, [60, 48, 9]), 15 + 12, [60, 48, 9], found.dimension)
         quantities = allocation.quantities / (15 + 12 + allocation.quantities.sum())
         shares = akaike_shares(found.gram, 15 + 12, [60, 48, 9], found.dimension)
         for name, risk, expected in (
