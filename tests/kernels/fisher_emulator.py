@@ -8,7 +8,7 @@ import numpy as np
 from emulator import HERE, KERNELS, ORDERS, TYPES, Emulator, decode, encode
 
 KERNEL = KERNELS / "fisher.cu"
-SOURCES = (KERNEL, HERE / "fisher_harness.cpp")
+SOURCES = (KERNEL, KERNELS / "fisher_positions.cu", HERE / "fisher_harness.cpp")
 FUNCTIONS = ("diagonal", "projection", "norm")
 
 

@@ -49,7 +49,7 @@ __device__ E element(float x) {
 }
 
 template <class E>
-using ShapeOf = TileShape<E, true>;
+using ShapeOf = TileShape<E, kTile, kTile>;
 template <class E>
 using SlabOf = Slab<E, kTile, ShapeOf<E>::kDepth>;
 
