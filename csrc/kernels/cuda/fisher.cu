@@ -1,7 +1,7 @@
-// Kernels and launchers of fisher.h: one kernel that makes tiles of per-sample gradients, and three things done with a
-// tile while it is in registers. Figures in the comments are budgets and floors, not yet measured on a GPU: an H200 has
-// 132 multiprocessors, dense tensor rates of 990 (16-bit), 495 (tf32) and 67 TFLOP/s (float64) by its datasheet, of
-// which mma.sync reaches about two thirds, and L2 gives a multiprocessor about 24 bytes per clock.
+// Kernels and launchers of fisher.h and fisher_ways.h: one kernel that makes tiles of per-sample gradients, and three
+// things done with a tile while it is in registers. Figures in the comments are budgets and floors, not yet measured on
+// a GPU: an H200 has 132 multiprocessors, dense tensor rates of 990 (16-bit), 495 (tf32) and 67 TFLOP/s (float64) by
+// its datasheet, of which mma.sync reaches about two thirds, and L2 gives a multiprocessor about 24 bytes per clock.
 
 #include <algorithm>
 #include <cmath>
@@ -9,8 +9,8 @@
 
 #include "fisher.h"
 #include "fisher_layer.h"
-#include "fisher_positions.h"
 #include "fisher_tiles.h"
+#include "fisher_ways.h"
 
 namespace transferops::cuda {
 namespace {
@@ -392,18 +392,6 @@ double tiles_cost(const LayerBatch<T>& layer, std::int64_t count, int multiproce
     });
 }
 
-// Where products between positions give norms with fewer operations.
-template <class T>
-bool ghost_norm_is_cheaper(const LayerBatch<T>& layer, int multiprocessors) {
-    return ghost_norm_cost(layer, multiprocessors) < tiles_cost<Norm>(layer, 1, multiprocessors);
-}
-
-// Where few positions are better multiplied by the directions.
-template <class T>
-bool contraction_is_cheaper(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
-    return contraction_cost(layer, count, multiprocessors) < tiles_cost<Projection>(layer, count, multiprocessors);
-}
-
 template <class Use, class T>
 std::int64_t products_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
     return with_gradients(layer, [&](const auto& x) -> std::int64_t {
@@ -461,52 +449,58 @@ std::int64_t fisher_diagonal_workspace(const LayerBatch<T>& layer, int multiproc
 }
 
 template <class T>
-cudaError_t fisher_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
-                              Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream) {
-    if (contraction_is_cheaper(layer, count, multiprocessors))
-        return contraction(layer, directions, count, out, workspace, stream);
+cudaError_t tile_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
+                            Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream) {
     return launch_products<Projection>(layer, directions, count, out, workspace, multiprocessors, stream);
 }
 
 template <class T>
-std::int64_t fisher_projection_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
-    return contraction_is_cheaper(layer, count, multiprocessors)
-               ? contraction_workspace(layer, count)
-               : products_workspace<Projection>(layer, count, multiprocessors);
+std::int64_t tile_projection_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+    return products_workspace<Projection>(layer, count, multiprocessors);
 }
 
 template <class T>
-cudaError_t grad_norm(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
+double tile_projection_cost(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+    return tiles_cost<Projection>(layer, count, multiprocessors);
+}
+
+template <class T>
+cudaError_t tile_norm(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
                       cudaStream_t stream) {
-    if (has_one_position(layer)) {
-        const std::int64_t groups = layer.window.groups, samples = layer.inputs.samples;
-        const Gradients<Positions<T>> x{positions_of(layer.grad_outputs, groups), positions_of(layer.inputs, groups),
-                                        samples, groups};
-        return launch(outer_product_norms<T>, Grid{ceil_div(samples, kTileWarps), 1}, kTileThreads, 0, stream, x, out);
-    }
-    if (ghost_norm_is_cheaper(layer, multiprocessors)) return ghost_norm(layer, out, workspace, stream);
     return launch_products<Norm>(layer, static_cast<const Compute<T>*>(nullptr), 1, out, workspace, multiprocessors,
                                  stream);
 }
 
 template <class T>
-std::int64_t grad_norm_workspace(const LayerBatch<T>& layer, int multiprocessors) {
-    if (has_one_position(layer)) return 0;
-    return ghost_norm_is_cheaper(layer, multiprocessors) ? ghost_norm_workspace(layer)
-                                                         : products_workspace<Norm>(layer, 1, multiprocessors);
+std::int64_t tile_norm_workspace(const LayerBatch<T>& layer, int multiprocessors) {
+    return products_workspace<Norm>(layer, 1, multiprocessors);
+}
+
+template <class T>
+double tile_norm_cost(const LayerBatch<T>& layer, int multiprocessors) {
+    return tiles_cost<Norm>(layer, 1, multiprocessors);
+}
+
+template <class T>
+cudaError_t outer_product_norm(const LayerBatch<T>& layer, Compute<T>* out, cudaStream_t stream) {
+    const auto x = linear_gradients(layer);
+    return launch(outer_product_norms<T>, Grid{ceil_div(x.samples, kTileWarps), 1}, kTileThreads, 0, stream, x, out);
 }
 
 template cudaError_t launch_add_parts(float*, const double*, std::int64_t, std::int64_t, cudaStream_t);
 template cudaError_t launch_add_parts(double*, const double*, std::int64_t, std::int64_t, cudaStream_t);
 
-#define TRANSFEROPS_INSTANTIATE(T)                                                                             \
-    template cudaError_t fisher_diagonal(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);       \
-    template std::int64_t fisher_diagonal_workspace(const LayerBatch<T>&, int);                                \
-    template cudaError_t fisher_projection(const LayerBatch<T>&, const Compute<T>*, std::int64_t, Compute<T>*, \
-                                           double*, int, cudaStream_t);                                        \
-    template std::int64_t fisher_projection_workspace(const LayerBatch<T>&, std::int64_t, int);                \
-    template cudaError_t grad_norm(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);             \
-    template std::int64_t grad_norm_workspace(const LayerBatch<T>&, int);
+#define TRANSFEROPS_INSTANTIATE(T)                                                                                    \
+    template cudaError_t fisher_diagonal(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);              \
+    template std::int64_t fisher_diagonal_workspace(const LayerBatch<T>&, int);                                       \
+    template cudaError_t tile_projection(const LayerBatch<T>&, const Compute<T>*, std::int64_t, Compute<T>*, double*, \
+                                         int, cudaStream_t);                                                          \
+    template std::int64_t tile_projection_workspace(const LayerBatch<T>&, std::int64_t, int);                         \
+    template double tile_projection_cost(const LayerBatch<T>&, std::int64_t, int);                                    \
+    template cudaError_t tile_norm(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);                    \
+    template std::int64_t tile_norm_workspace(const LayerBatch<T>&, int);                                             \
+    template double tile_norm_cost(const LayerBatch<T>&, int);                                                        \
+    template cudaError_t outer_product_norm(const LayerBatch<T>&, Compute<T>*, cudaStream_t);
 TRANSFEROPS_INSTANTIATE(float)
 TRANSFEROPS_INSTANTIATE(double)
 TRANSFEROPS_INSTANTIATE(float16)

@@ -68,13 +68,17 @@ Patches<T> patches_of(const Signal<T>& x, const Window& window, const Extent& ou
             vectors_aligned(x, window.groups)};
 }
 
+template <class T>
+Gradients<Positions<T>> linear_gradients(const LayerBatch<T>& layer) {
+    const std::int64_t groups = layer.window.groups;
+    return {positions_of(layer.grad_outputs, groups), positions_of(layer.inputs, groups), layer.inputs.samples, groups};
+}
+
 // body(gradients) with the operands that fit the layer.
 template <class T, class Body>
 auto with_gradients(const LayerBatch<T>& layer, const Body& body) {
     const std::int64_t groups = layer.window.groups, samples = layer.inputs.samples;
-    if (is_linear(layer))
-        return body(Gradients<Positions<T>>{positions_of(layer.grad_outputs, groups),
-                                            positions_of(layer.inputs, groups), samples, groups});
+    if (is_linear(layer)) return body(linear_gradients(layer));
     Window point;
     point.groups = groups;
     return body(Gradients<Patches<T>>{patches_of(layer.grad_outputs, point, layer.grad_outputs.size),

@@ -1,4 +1,4 @@
-// Kernels and launchers of fisher_positions.h: one kernel that makes tiles of products between positions, or between
+// Kernels and launchers of fisher_ways.h: one kernel that makes tiles of products between positions, or between
 // positions and rows of directions, and two things done with a tile while it is in registers. Figures in the comments
 // are budgets and floors, not yet measured on a GPU, of the H200 that fisher.cu describes.
 
@@ -7,8 +7,8 @@
 #include <cstddef>
 
 #include "fisher_layer.h"
-#include "fisher_positions.h"
 #include "fisher_rows.h"
+#include "fisher_ways.h"
 #include "gram_tiles.h"
 
 namespace transferops::cuda {
@@ -75,33 +75,62 @@ struct Shared {
 };
 
 // sums += left right^T over all channels. Where both are the `same` rows, those of the left are read alone.
-template <class Shape, class E, class C, class Left, class Right, class SlabAt>
-__device__ void multiply_rows(Accumulators<Shape, C>& sums, Left left, Right right, std::int64_t channels, bool same,
-                              const SlabAt& slab_at) {
-    __syncthreads();  // no warp reads the last slabs of a product before
-    left.load(0);
-    left.store(slab_at(0, 0));
-    if (!same) {
-        right.load(0);
-        right.store(slab_at(1, 0));
-    }
-    int turn = 0;
-    for (std::int64_t channel = 0; channel < channels; channel += Shape::kDepth, turn ^= 1) {
-        const std::int64_t next = channel + Shape::kDepth;
-        const bool more = next < channels;
-        __syncthreads();  // this slab is complete, and no warp reads the previous one any more
-        multiply_slabs<Shape, RowSlab>(
-            sums, slab_at(0, turn), slab_at(same ? 0 : 1, turn),
-            [&](int step) {
-                if (more && step == 0) left.load(next);
-                if (more && step == 1 && !same) right.load(next);
-            },
-            [&](int step) {
-                if (more && step == 0) left.store(slab_at(0, turn ^ 1));
-                if (more && step == 1 && !same) right.store(slab_at(1, turn ^ 1));
-            });
-    }
+template <class Layout, class Left, class Right>
+__device__ void multiply_rows(Accumulators<typename Layout::Shape, typename Layout::C>& sums, Left left, Right right,
+                              std::int64_t channels, bool same) {
+    using Shape = typename Layout::Shape;
+    auto* const slabs = reinterpret_cast<typename Layout::E*>(dynamic_shared());
+    const auto left_slab = [&](int number) { return slabs + number % 2 * Layout::Left::kElements; };
+    const auto right_slab = [&](int number) {
+        return same ? left_slab(number) : slabs + 2 * Layout::Left::kElements + number % 2 * Layout::Right::kElements;
+    };
+    __syncthreads();  // no warp reads the last slab of a product before
+    stream_slabs(
+        0, static_cast<int>(ceil_div(channels, Shape::kDepth)),
+        [&](int number, int operand) {
+            const std::int64_t first = std::int64_t{number} * Shape::kDepth;
+            if (operand == 0) left.load(first);
+            if (operand == 1 && !same) right.load(first);
+        },
+        [&](int number, int operand) {
+            if (operand == 0) left.store(left_slab(number));
+            if (operand == 1 && !same) right.store(right_slab(number));
+        },
+        [&](int number, auto before, auto after) {
+            multiply_slabs<Shape, RowSlab>(sums, left_slab(number), right_slab(number), before, after);
+        });
 }
+
+// What a block computes.
+template <class Use, class Shape>
+struct BlockPlace {
+    int part, direction, group;
+    int first_row = 0;              // of the unit's positions
+    std::int64_t first_column = 0;  // of its positions, or of the rows of a direction
+    std::int64_t first_sample, origin;
+    int samples, height;  // of the unit: its samples, and their positions
+
+    template <class Operand>
+    __device__ BlockPlace(const Gradients<Operand>& x, const PositionPlan& plan, unsigned block) {
+        const int unit = block / plan.tiles, tile = block % plan.tiles, tiles = plan.parts / x.groups;
+        part = tile % plan.parts;
+        direction = tile / plan.parts;
+        group = part / tiles;
+        if constexpr (std::is_same_v<Use, GhostNorm>) {
+            const UpperTile<Shape> pair(part % tiles);
+            first_row = pair.row * Shape::kRows;
+            first_column = pair.column * Shape::kColumns;
+        } else {
+            first_column = std::int64_t{part % tiles} * Shape::kColumns;
+        }
+        first_sample = std::int64_t{unit} * plan.packed;
+        origin = first_sample * x.left.positions;
+        samples = static_cast<int>(min(plan.packed, x.samples - first_sample));
+        height = samples * static_cast<int>(x.left.positions);
+    }
+
+    __device__ bool on_diagonal() const { return std::is_same_v<Use, GhostNorm> && first_row == first_column; }
+};
 
 // One block per unit and tile; what the tile is multiplied by elementwise and summed over its columns is
 //   norm: the tile of products a_t . a_s, kept in shared memory, for one of b_t . b_s; pairs of different samples count
@@ -126,37 +155,18 @@ __global__ void __launch_bounds__(kTileThreads, Shared<typename Operand::Element
     constexpr bool kNorm = std::is_same_v<Use, GhostNorm>;
 
     char* const shared = reinterpret_cast<char*>(dynamic_shared());
-    E* const slabs = reinterpret_cast<E*>(shared);
     C* const column_sums = reinterpret_cast<C*>(shared + Layout::kSlabs);
     C* const kept = reinterpret_cast<C*>(shared + Layout::kSlabs + Layout::kSums);
-    const auto slab_at = [&](int operand, int turn) {
-        return slabs + (operand == 0 ? turn * Layout::Left::kElements
-                                     : 2 * Layout::Left::kElements + turn * Layout::Right::kElements);
-    };
-
-    const int unit = blockIdx.x / plan.tiles, tile = blockIdx.x % plan.tiles;
-    const int direction = tile / plan.parts, part = tile % plan.parts, tiles = plan.parts / x.groups;
-    const int group = part / tiles;
-    int row_tile = 0, column_tile = part % tiles;
-    if constexpr (kNorm) {
-        const UpperTile pair(column_tile);
-        row_tile = pair.row;
-        column_tile = pair.column;
-    }
-    const bool diagonal = kNorm && row_tile == column_tile;
-    const std::int64_t first_column = std::int64_t{column_tile} * Shape::kColumns;
-
-    const int positions = x.left.positions, first_row = row_tile * Shape::kRows;
-    const std::int64_t first_sample = std::int64_t{unit} * plan.packed, origin = first_sample * positions;
-    const int samples = min(std::int64_t{plan.packed}, x.samples - first_sample), height = samples * positions;
-    const std::int64_t last = x.samples * positions - 1;
+    unsigned block = blockIdx.x;
+    const BlockPlace<Use, Shape> place(x, plan, block);
+    const std::int64_t last = x.samples * x.left.positions - 1;
     Accumulators<Shape, C> sums = {};
     if constexpr (kNorm) {
         const auto product_of = [&](const Operand& operand) {
-            multiply_rows<Shape, E>(
-                sums, Rows<Operand, E, Shape, Shape::kRows>(operand, group, origin + first_row, last),
-                Rows<Operand, E, Shape, Shape::kColumns>(operand, group, origin + first_column, last), operand.columns,
-                diagonal, slab_at);
+            multiply_rows<Layout>(
+                sums, Rows<Operand, E, Shape, Shape::kRows>(operand, place.group, place.origin + place.first_row, last),
+                Rows<Operand, E, Shape, Shape::kColumns>(operand, place.group, place.origin + place.first_column, last),
+                operand.columns, place.on_diagonal());
         };
         product_of(x.right);
 #pragma unroll
@@ -170,31 +180,33 @@ __global__ void __launch_bounds__(kTileThreads, Shared<typename Operand::Element
                 }
         product_of(x.left);
     } else {
-        const std::int64_t first = (direction * x.groups + group) * x.rows() + first_column;
-        multiply_rows<Shape, E>(
-            sums, Rows<Operand, E, Shape, Shape::kRows>(x.right, group, origin, last),
-            Rows<Positions<C>, E, Shape, Shape::kColumns>(directions, 0, first, directions.positions - 1), x.columns(),
-            false, slab_at);
+        const std::int64_t first = (std::int64_t{place.direction} * x.groups + place.group) * x.rows();
+        multiply_rows<Layout>(sums, Rows<Operand, E, Shape, Shape::kRows>(x.right, place.group, place.origin, last),
+                              Rows<Positions<C>, E, Shape, Shape::kColumns>(directions, 0, first + place.first_column,
+                                                                            directions.positions - 1),
+                              x.columns(), false);
     }
 
-    const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+    asm volatile("" : "+r"(block));  // the place is found again: there are no registers for it beside the products
+    const BlockPlace<Use, Shape> at(x, plan, block);
+    const int positions = static_cast<int>(x.left.positions), lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
 #pragma unroll
     for (int m = 0; m < Shape::kFragmentRows; ++m)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            const int row = Shape::warp_row() + m * 16 + h * 8 + lane / 4, position = first_row + row;
+            const int row = Shape::warp_row() + m * 16 + h * 8 + lane / 4, position = at.first_row + row;
             C sum = 0;
 #pragma unroll
             for (int n = 0; n < Shape::kFragmentColumns; ++n)
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
-                    const std::int64_t column = first_column + Shape::warp_column() + n * 8 + lane % 4 * 2 + e;
+                    const std::int64_t column = at.first_column + Shape::warp_column() + n * 8 + lane % 4 * 2 + e;
                     const C product = sums[m][n][2 * h + e];
                     if constexpr (kNorm) {
-                        if (column < height && position / positions == static_cast<int>(column) / positions)
+                        if (column < at.height && position / positions == static_cast<int>(column) / positions)
                             sum += product * *own_element<Shape>(kept, 0, m, n, 2 * h + e);
                     } else if (column < x.rows()) {
-                        const T* b = x.left.row(min(origin + position, last)) + group * x.rows();
+                        const T* b = x.left.row(min(at.origin + position, last)) + at.group * x.rows();
                         sum += product * convert<C>(b[column]);
                     }
                 }
@@ -202,9 +214,9 @@ __global__ void __launch_bounds__(kTileThreads, Shared<typename Operand::Element
             if (lane % 4 == 0) column_sums[Shape::warp_across() * Shape::kRows + row] = sum;
         }
     __syncthreads();
-    for (int sample = warp; sample < samples; sample += kTileWarps) {
-        const int begin = max(sample * positions - first_row, 0);
-        const int end = min((sample + 1) * positions - first_row, Shape::kRows);
+    for (int sample = warp; sample < at.samples; sample += kTileWarps) {
+        const int begin = max(sample * positions - at.first_row, 0);
+        const int end = min((sample + 1) * positions - at.first_row, Shape::kRows);
         C sum = 0;
         for (int row = begin + lane; row < end; row += kWarp)
 #pragma unroll
@@ -212,7 +224,8 @@ __global__ void __launch_bounds__(kTileThreads, Shared<typename Operand::Element
                 sum += column_sums[across * Shape::kRows + row];
         sum = sum_lanes(sum);
         if (lane == 0)
-            parts[(part * x.samples + first_sample + sample) * count + direction] = kNorm && !diagonal ? 2 * sum : sum;
+            parts[(at.part * x.samples + at.first_sample + sample) * count + at.direction] =
+                kNorm && !at.on_diagonal() ? 2 * sum : sum;
     }
 }
 
@@ -233,12 +246,6 @@ template <class Shape>
 double cost(const PositionPlan& plan, std::int64_t slabs, int multiprocessors) {
     return static_cast<double>(ceil_div(plan.units * plan.tiles, multiprocessors)) * slabs * Shape::kElements /
            (128 * 64);
-}
-
-template <class T>
-Gradients<Positions<T>> linear_gradients(const LayerBatch<T>& layer) {
-    const std::int64_t groups = layer.window.groups;
-    return {positions_of(layer.grad_outputs, groups), positions_of(layer.inputs, groups), layer.inputs.samples, groups};
 }
 
 }  // namespace

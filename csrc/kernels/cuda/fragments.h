@@ -210,4 +210,27 @@ __device__ void multiply_slabs(Accumulators<Shape, C>& sums, const T* left, cons
     }
 }
 
+// Products of the slabs `begin` to `end` - 1 of two operands: load(number, operand) brings a slab to registers, store
+// on to shared memory, where slabs take turns. multiply(number, before, after) has two steps, around which the next
+// slab of either operand is moved.
+template <class Load, class Store, class Multiply>
+__device__ void stream_slabs(int begin, int end, Load load, Store store, Multiply multiply) {
+    for (int operand = 0; operand < 2 && begin < end; ++operand) {
+        load(begin, operand);
+        store(begin, operand);
+    }
+    for (int number = begin; number < end; ++number) {
+        __syncthreads();  // this slab is complete, and no warp reads the previous one any more
+        const int next = number + 1;
+        multiply(
+            number,
+            [&](int step) {
+                if (next < end) load(next, step);
+            },
+            [&](int step) {
+                if (next < end) store(next, step);
+            });
+    }
+}
+
 }  // namespace transferops::cuda
