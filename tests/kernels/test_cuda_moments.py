@@ -161,7 +161,9 @@ def test_gram_splits(emulator, function, shape, sets):
 
 
 @pytest.mark.parametrize(
-    ("shape", "type"), [((1, 1, 1), "float32"), *(((1, 34, 136), type) for type in TYPES)], ids=str
+    ("shape", "type"),
+    [((1, 1, 1), "float32"), *((shape, type) for shape in ((1, 34, 136), (2, 9, 392)) for type in TYPES)],
+    ids=str,
 )
 @pytest.mark.parametrize("function", NARROW)
 def test_narrow_shapes(emulator, function, shape, type):

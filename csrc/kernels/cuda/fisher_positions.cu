@@ -108,7 +108,7 @@ struct BlockPlace {
     int first_row = 0;              // of the unit's positions
     std::int64_t first_column = 0;  // of its positions, or of the rows of a direction
     std::int64_t first_sample, origin;
-    int samples, height;  // of the unit: its samples, and their positions
+    int samples;  // of the unit
 
     template <class Operand>
     __device__ BlockPlace(const Gradients<Operand>& x, const PositionPlan& plan, unsigned block) {
@@ -126,7 +126,6 @@ struct BlockPlace {
         first_sample = std::int64_t{unit} * plan.packed;
         origin = first_sample * x.left.positions;
         samples = static_cast<int>(min(plan.packed, x.samples - first_sample));
-        height = samples * static_cast<int>(x.left.positions);
     }
 
     __device__ bool on_diagonal() const { return std::is_same_v<Use, GhostNorm> && first_row == first_column; }
@@ -137,12 +136,13 @@ struct BlockPlace {
 //     nothing, tiles above the diagonal twice;
 //   contraction: the elements of b, for a tile of D_k a.
 // Sums over lanes are by shuffles, over warps and the positions of a sample after a barrier, over tiles by add_parts.
-// 256 threads (8 warps), at most 128 registers: two blocks per multiprocessor. Tiles of a norm are 64 x 64 (16-bit: 128
-// x 128), of a contraction 128 x 64. Shared memory: 36 KiB (16-bit 105, double 73), of a contraction 31 KiB (double
-// 61). Floor: a norm N T (T + 1) (I + O) flops, a contraction 2 N T K I O, where positions fill tiles: a norm has the
-// same slab as both operands on the diagonal, 15 (16-bit 22) bytes of L2 per clock at the full rate of mma.sync, which
-// HBM meets with 18 of few positions, and 30 (45) elsewhere against 24; a contraction 22. Its products are float for
-// 16-bit types too, to keep the bits of the directions: three of tf32.
+// 256 threads (8 warps), at most 128 registers and two blocks per multiprocessor, but for 16-bit norms and double 255
+// and one. Tiles of a norm are 64 x 64 (16-bit: 128 x 128), of a contraction 128 x 64. Shared memory: 37 KiB (16-bit
+// 106, double 73), of a contraction 31 KiB (double 62). Floor: a norm N T (T + 1) (I + O) flops, a contraction 2 N T K
+// I O, where positions fill tiles. On the diagonal the slabs of a norm serve as both operands, 15 (16-bit 22) bytes of
+// L2 per clock at the full rate of mma.sync, and HBM delivers 18: few positions are one read of the operands. Elsewhere
+// it is 30 (45) bytes against 24 of L2, in a contraction 22. Its products are of float for 16-bit types too, to keep
+// the bits of the directions: three of tf32, a third of two thirds of the dense rate.
 template <class Operand, class Use>
 __global__ void __launch_bounds__(kTileThreads, Shared<typename Operand::Element, Use>::kBlocks)
     position_tiles(Gradients<Operand> x, Positions<Compute<typename Operand::Element>> directions, std::int64_t count,
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kTileThreads, Shared<typename Operand::Element
                     const std::int64_t column = at.first_column + Shape::warp_column() + n * 8 + lane % 4 * 2 + e;
                     const C product = sums[m][n][2 * h + e];
                     if constexpr (kNorm) {
-                        if (column < at.height && position / positions == static_cast<int>(column) / positions)
+                        if (position / positions == static_cast<int>(column) / positions)  // the same sample
                             sum += product * *own_element<Shape>(kept, 0, m, n, 2 * h + e);
                     } else if (column < x.rows()) {
                         const T* b = x.left.row(min(at.origin + position, last)) + at.group * x.rows();
