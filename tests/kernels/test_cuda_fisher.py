@@ -251,7 +251,7 @@ def test_contraction_of_many_samples(emulator, shape, type):
 ROUTES = [  # function, (samples, positions, I, O), directions, multiprocessors, the way
     ("norm", (64, 4, 64, 64), 0, 4, "ghost_norm"),
     ("norm", (2, 70, 128, 64), 0, 4, "tile_norm"),
-    ("norm", (1, 16, 200, 300), 0, 132, "tile_norm"),  # one block does not do what many can
+    ("norm", (3, 16, 200, 300), 0, 132, "tile_norm"),  # one block does not do what many can
     ("projection", (64, 1, 64, 64), 3, 4, "contraction"),
     ("projection", (16, 64, 64, 64), 3, 4, "tile_projection"),
 ]
