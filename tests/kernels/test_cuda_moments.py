@@ -187,8 +187,9 @@ def test_narrow_splits_and_runs(emulator, function):
     features = make_features((1, 2085, 3), "float32")
     check(emulator, function, features, multiprocessors=1)
     assert emulator.workspace == 0
-    check(emulator, function, features, multiprocessors=64)
-    assert emulator.workspace > 0
+    for features in (features, make_features((1, 700, 40), "float32")):
+        check(emulator, function, features, multiprocessors=64)
+        assert emulator.workspace > 0
 
 
 @pytest.mark.parametrize("type", ["float32", "float64"])
