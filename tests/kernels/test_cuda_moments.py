@@ -184,10 +184,10 @@ def test_narrow_layouts(emulator, layout, type):
 @pytest.mark.parametrize("function", NARROW)
 def test_narrow_splits_and_runs(emulator, function):
     """Several runs of rows and a part of one in a block; then few in each of many blocks."""
-    features = make_features((1, 2085, 3), "float32")
-    check(emulator, function, features, multiprocessors=1)
+    tall = make_features((1, 2085, 3), "float32")
+    check(emulator, function, tall, multiprocessors=1)
     assert emulator.workspace == 0
-    for features in (features, make_features((1, 700, 40), "float32")):
+    for features in (tall, make_features((1, 700, 40), "float32")):
         check(emulator, function, features, multiprocessors=64)
         assert emulator.workspace > 0
 
