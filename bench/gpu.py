@@ -31,9 +31,15 @@ from transferops.scores import h_score
 SECONDS = 1.0  # for the repeats of a call
 DATASHEET_COPY = 4.3e12  # bytes per second, measured elsewhere
 # Operations per second that the kernels' comments expect: of mma.sync, or of L2 where that is less.
-EXPECTED_RATES = {"float64": 67e12, "float32": 110e12, "tf32": 180e12, "bfloat16": 350e12}
-# Products in bfloat16 of float32 features are bound by reading those from L2, as tf32 ones are.
-FLOAT_FEATURES = "class_moments float32 in bfloat16"
+EXPECTED_RATES = {
+    "float64": 67e12,
+    "float32": 110e12,
+    "bfloat16": 350e12,
+    "bfloat16 with directions": 240e12,  # tiles of 128 x 64
+    "gram of 8 bytes": 90e12,
+    "gram of 4 bytes": 235e12,
+    "gram of 2 bytes": 470e12,
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def measure(case: Case, meter: Meter, bandwidth: float, rates: dict[str, float])
 
 def predicted_milliseconds(case: Case) -> float:
     """On an H200, by bytes or by the operations of our route at the expected rate."""
-    rate = EXPECTED_RATES["tf32" if case.name == FLOAT_FEATURES else case.rate]
+    rate = EXPECTED_RATES[case.expected_rate or case.rate]
     operations = case.operations if case.done is None else case.done
     return max(case.bytes_moved / DATASHEET_COPY, operations / rate) * 1e3
 

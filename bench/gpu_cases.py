@@ -18,6 +18,12 @@ from transferops import ops
 from transferops.ops.moments import Precision
 from transferops.ops.prediction import composed_prediction
 
+MULTIPROCESSORS = 132  # of an H200
+
+
+def padded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
 
 @dataclass
 class Case:
@@ -31,7 +37,8 @@ class Case:
     bytes_moved: int
     operations: float
     rate: str = "float64"  # which matrix rate bounds the operations
-    done: float | None = None  # operations of our route, where they are more
+    done: float | None = None  # operations of our route, where they are others
+    expected_rate: str | None = None  # what they are expected at (EXPECTED_RATES of gpu.py), where it is not `rate`
 
 
 def class_moments_case(
@@ -58,6 +65,7 @@ def class_moments_case(
         2 * features.nbytes,
         float(samples) * dim * dim,
         precision,
+        expected_rate=f"gram of {features.element_size()} bytes" if precision in ("tf32", "bfloat16") else None,
     )
 
 
@@ -109,6 +117,40 @@ def gradients_of(inputs: Tensor, outputs: Tensor, window: tuple[int, int, int] |
         return outputs.mT @ inputs
     kernel, stride, padding = window
     return outputs.flatten(2) @ F.unfold(inputs, kernel, 1, padding, stride).mT
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """What csrc/kernels/cuda/fisher_routes.cu decides by, and the operations of the route on an H200."""
+
+    samples: int
+    positions: int
+    columns: int
+    rows: int
+    half: bool  # of a 16-bit type
+    linear: bool
+
+    def route(self, quantity: str, directions: int) -> tuple[float, str]:
+        """Operations, of whole waves of blocks where they are few, and the rate they are expected at."""
+        n, t, i, o = self.samples, self.positions, self.columns, self.rows
+        edge, depth = (128, 32) if self.half else (64, 16)
+        rate = "bfloat16" if self.half else "float32"
+        if self.linear and t == 1 and quantity != "projection":
+            return (n * (i + o), rate) if quantity == "norm" else (2.0 * n * i * o, "float32")
+        slabs, dots = padded(t, depth), directions * depth / 2 if quantity == "projection" else 0
+        width = 64 if quantity == "projection" else edge
+        tiles = 2.0 * n * (slabs + dots) * padded(o, 128) * padded(i, width)
+        if quantity == "norm":
+            packed = max(edge // t, 1)
+            across = -(-packed * t // edge)
+            blocks = padded(-(-n // packed) * across * (across + 1) // 2, MULTIPROCESSORS)
+            return min(tiles, 2.0 * blocks * edge**2 * (padded(i, depth) + padded(o, depth))), rate
+        if quantity == "projection" and self.linear and t <= 128:
+            blocks = padded(-(-n // (128 // t)) * directions * -(-o // 64), MULTIPROCESSORS)
+            contraction = 2.0 * blocks * 128 * 64 * padded(i, 16)
+            if contraction * depth / 16 < tiles:  # a slab of 32 in 16 bits takes as long as one of 16 in float32
+                return contraction, "float32"
+        return tiles, f"{rate} with directions" if self.half and quantity == "projection" else rate
 
 
 def fisher_case(
@@ -163,21 +205,20 @@ def fisher_case(
     sizes = {"N": samples, "T": positions, "I": columns, "O": rows}
     direct = 2.0 * rows * columns
     operations = min(direct, float(positions * (rows + columns))) if quantity == "norm" else direct
-    slab = 1 if positions == 1 and quantity == "diagonal" else 32 if dtype == torch.bfloat16 else 16
-    done = direct * samples * slab * -(-positions // slab)
-    if quantity == "norm" and positions == 1:
-        done = operations * samples
-    rate = "float32" if slab == 1 else str(dtype).removeprefix("torch.")  # squares are multiplied in float32
+    short = str(dtype).removeprefix("torch.")
+    layer_size = LayerSize(samples, positions, columns, rows, dtype == torch.bfloat16, window is None)
+    done, expected_rate = layer_size.route(quantity, directions)
     return Case(
-        f"{name} {layer} {str(dtype).removeprefix('torch.')}",
+        f"{name} {layer} {short}",
         sizes | ({"K": directions} if quantity == "projection" else {}),
         ours,
         theirs,
         reference,
         a.nbytes + b.nbytes + moves.nbytes + (4 * rows * columns if quantity == "diagonal" else 0),
         operations * samples * positions,
-        rate,
+        "float32" if expected_rate == "float32" else short,  # also of what is float32 for 16-bit types
         done,
+        expected_rate,
     )
 
 

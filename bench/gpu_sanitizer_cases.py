@@ -16,7 +16,13 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
                 ops.class_moments(view, labels, classes, precision=precision)
             ops.norm_moments(view, moments.shift)
             ops.sample_gram(view)
-    for samples, positions, inputs, outputs in ((1, 1, 1, 1), (21, 1, 33, 65), (3, 5, 33, 65), (7, 40, 130, 17)):
+    for samples, positions, inputs, outputs in (
+        (1, 1, 1, 1),
+        (140, 1, 33, 65),  # contraction
+        (90, 3, 33, 65),  # products between positions, of several samples
+        (3, 150, 33, 65),  # and of many positions
+        (7, 40, 330, 317),
+    ):
         a, b = (torch.randn(samples, positions, width, device="cuda").to(dtype) for width in (inputs, outputs))
         directions = torch.randn(3, outputs, inputs, device="cuda", dtype=dtype)
         ops.linear_fisher_diagonal(a, b)

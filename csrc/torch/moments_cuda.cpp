@@ -70,7 +70,7 @@ void gram_of(const FeatureSets& x, const Tensor& shift, std::int64_t precision, 
     const cuda::Precision narrow = precision == 24   ? cuda::Precision::kFloat32
                                    : precision == 11 ? cuda::Precision::kTf32
                                                      : cuda::Precision::kBfloat16;
-    const Workspace scratch(x.tensor, cuda::narrow_gram_workspace(x.sets, x.rows, x.columns, narrow, multiprocessors));
+    const Workspace scratch(x.tensor, cuda::narrow_gram_workspace(sets_of<T>(x), narrow, multiprocessors));
     check_cuda(cuda::narrow_gram(sets_of<T>(x), float64(shift), narrow, float64(gram), scratch.data(), multiprocessors,
                                  scope.stream));
 }

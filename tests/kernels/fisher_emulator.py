@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from emulator import HERE, KERNELS, ORDERS, TYPES, Emulator, decode, encode
 
-KERNEL = KERNELS / "fisher.cu"
-SOURCES = (KERNEL, HERE / "fisher_harness.cpp")
+KERNEL_FILES = ("fisher.cu", "fisher_positions.cu", "fisher_routes.cu")
+SOURCES = (*(KERNELS / file for file in KERNEL_FILES), HERE / "fisher_harness.cpp")
 FUNCTIONS = ("diagonal", "projection", "norm")
+WAYS = ("tile_norm", "ghost_norm", "tile_projection", "contraction")  # of which norms and projections take one
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class FisherEmulator(Emulator):
         samples, *in_size, in_channels = layer.inputs.stored.shape
         _, *out_size, out_channels = layer.grad_outputs.stored.shape
         count = 0 if layer.directions is None else len(layer.directions)
-        header = [FUNCTIONS.index(function), TYPES.index(layer.type), ORDERS.index(order), seed]
+        header = [(*FUNCTIONS, *WAYS).index(function), TYPES.index(layer.type), ORDERS.index(order), seed]
         header += [samples, in_channels, out_channels, *in_size, *out_size]
         for signal in (layer.inputs, layer.grad_outputs):
             header += [signal.displacement, *signal.strides]
@@ -74,7 +75,8 @@ class FisherEmulator(Emulator):
         header += [count, multiprocessors]
         compute = "float64" if layer.type == "float64" else "float32"
         arrays = [layer.inputs.stored, layer.grad_outputs.stored]
-        if function == "projection":
+        is_projection = function in ("projection", "tile_projection", "contraction")
+        if is_projection:
             arrays.append(layer.directions.astype(compute))
-        shape = {"diagonal": layer.weight_shape, "projection": (samples, count), "norm": (samples,)}[function]
+        shape = (samples, count) if is_projection else layer.weight_shape if function == "diagonal" else (samples,)
         return self.call(function, header, arrays, [(shape, compute)])

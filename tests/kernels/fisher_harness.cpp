@@ -1,6 +1,7 @@
 // The harness of the Fisher family of a layer.
 
 #include "fisher.h"
+#include "fisher_ways.h"
 #include "harness.h"
 
 namespace {
@@ -57,32 +58,47 @@ void answer(const Request& r, T*) {
     const cuda::LayerBatch<T> layer{inputs.signal, grad_outputs.signal, r.window};
     const std::int64_t weights = r.out_channels * (r.in_channels / r.window.groups) * r.window.kernel.volume();
     const int multiprocessors = static_cast<int>(r.multiprocessors);
+    Buffer<C> directions(r.function == 1 || r.function > 4 ? r.count * weights : 0);
+    directions.read();
+    // run(workspace, output) of a function that needs so many doubles.
+    const auto give = [&](std::int64_t needed, std::int64_t size, const auto& run) {
+        const Doubles workspace(needed);
+        const Buffer<C> out(size);
+        write_header(run(workspace.get(), out.get()), needed);
+        out.write();
+    };
     switch (r.function) {
-        case 0: {
-            const std::int64_t needed = cuda::fisher_diagonal_workspace(layer, multiprocessors);
-            const Doubles workspace(needed);
-            const Buffer<C> out(weights);
-            write_header(cuda::fisher_diagonal(layer, out.get(), workspace.get(), multiprocessors, nullptr), needed);
-            return out.write();
-        }
-        case 1: {
-            const Buffer<C> directions(r.count * weights);
-            directions.read();
-            const std::int64_t needed = cuda::fisher_projection_workspace(layer, r.count, multiprocessors);
-            const Doubles workspace(needed);
-            const Buffer<C> out(r.samples * r.count);
-            write_header(cuda::fisher_projection(layer, directions.get(), r.count, out.get(), workspace.get(),
-                                                 multiprocessors, nullptr),
-                         needed);
-            return out.write();
-        }
-        default: {
-            const std::int64_t needed = cuda::grad_norm_workspace(layer, multiprocessors);
-            const Doubles workspace(needed);
-            const Buffer<C> out(r.samples);
-            write_header(cuda::grad_norm(layer, out.get(), workspace.get(), multiprocessors, nullptr), needed);
-            return out.write();
-        }
+        case 0:
+            return give(cuda::fisher_diagonal_workspace(layer, multiprocessors), weights, [&](double* space, C* out) {
+                return cuda::fisher_diagonal(layer, out, space, multiprocessors, nullptr);
+            });
+        case 1:
+            return give(cuda::fisher_projection_workspace(layer, r.count, multiprocessors), r.samples * r.count,
+                        [&](double* space, C* out) {
+                            return cuda::fisher_projection(layer, directions.get(), r.count, out, space,
+                                                           multiprocessors, nullptr);
+                        });
+        case 2:
+            return give(cuda::grad_norm_workspace(layer, multiprocessors), r.samples, [&](double* space, C* out) {
+                return cuda::grad_norm(layer, out, space, multiprocessors, nullptr);
+            });
+        case 3:
+            return give(cuda::tile_norm_workspace(layer, multiprocessors), r.samples, [&](double* space, C* out) {
+                return cuda::tile_norm(layer, out, space, multiprocessors, nullptr);
+            });
+        case 4:
+            return give(cuda::ghost_norm_workspace(layer), r.samples,
+                        [&](double* space, C* out) { return cuda::ghost_norm(layer, out, space, nullptr); });
+        case 5:
+            return give(cuda::tile_projection_workspace(layer, r.count, multiprocessors), r.samples * r.count,
+                        [&](double* space, C* out) {
+                            return cuda::tile_projection(layer, directions.get(), r.count, out, space, multiprocessors,
+                                                         nullptr);
+                        });
+        default:
+            return give(cuda::contraction_workspace(layer, r.count), r.samples * r.count, [&](double* space, C* out) {
+                return cuda::contraction(layer, directions.get(), r.count, out, space, nullptr);
+            });
     }
 }
 

@@ -83,8 +83,7 @@ void answer(const Request& r, T*) {
         }
         default: {
             const auto precision = static_cast<cuda::Precision>(r.function - 5);
-            const std::int64_t needed =
-                cuda::narrow_gram_workspace(r.sets, r.rows, r.columns, precision, multiprocessors);
+            const std::int64_t needed = cuda::narrow_gram_workspace(x, precision, multiprocessors);
             const Doubles workspace(needed), gram(r.sets * r.columns * r.columns);
             write_header(cuda::narrow_gram(x, shift, precision, gram.get(), workspace.get(), multiprocessors, nullptr),
                          needed);

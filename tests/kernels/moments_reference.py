@@ -14,14 +14,16 @@ def narrow_error(function: str, rows: int) -> float:
     float32: a number is high + low + at most 2 u of it, low * low is dropped (2^-11 squared), so 8 u for a product;
     each of the six products of a slab of 16 rows rounds towards zero, 2 u; the sums of up to 64 slabs are added to
     nearest. The others: two factors of 11 or 8 bits; every step of 8 or 16 rows rounds towards zero, for up to 2048
-    rows. Then float64, and 1 % for what is of second order.
+    rows; such runs are added to nearest. Then float64, and 1 % for what is of second order.
     """
     unit = 2.0**-24
     if function == "float32_gram":
         error = (8 + 6 * 2 + min(-(-rows // 16), 64)) * unit
     else:
         bits, step = (11, 8) if function == "tf32_gram" else (8, 16)
-        error = 2 * 2.0**-bits + 2.0 ** (-2 * bits) + 2 * min(-(-rows // step), 2048 // step) * unit
+        error = (
+            2 * 2.0**-bits + 2.0 ** (-2 * bits) + (2 * min(-(-rows // step), 2048 // step) + -(-rows // 2048)) * unit
+        )
     return 1.01 * (error + 4 * unit) + (rows + 1) * UNIT
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulator import NO_COMPILER, ORDERS, TYPES, build, disagreement
-from fisher_emulator import FUNCTIONS, SOURCES, FisherEmulator, Layer, Signal
+from fisher_emulator import FUNCTIONS, SOURCES, WAYS, FisherEmulator, Layer, Signal
 from fisher_reference import expected
 
 
@@ -87,7 +87,7 @@ SHAPES = [  # samples, positions, I, O
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", ["diagonal", *WAYS])
 def test_linear_shapes(emulator, function, shape, type):
     check(emulator, function, linear_layer(shape, type))
 
@@ -108,8 +108,10 @@ def test_linear_layouts(emulator, layout, type):
     """Of either operand; what is read is the same in all epilogues."""
     channels, row_padding, sample_padding, displacement = LAYOUTS[layout]
     arguments = {"row_padding": row_padding, "sample_padding": sample_padding, "displacement": displacement}
-    check(emulator, "norm", linear_layer((2, 5, channels, 9), type, inputs=arguments))
-    check(emulator, "norm", linear_layer((2, 5, 9, channels), type, grad_outputs=arguments))
+    for way in ("tile_norm", "ghost_norm"):
+        check(emulator, way, linear_layer((2, 5, channels, 9), type, inputs=arguments))
+        check(emulator, way, linear_layer((2, 5, 9, channels), type, grad_outputs=arguments))
+    check(emulator, "contraction", linear_layer((2, 5, channels, 9), type, inputs=arguments))
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -132,7 +134,8 @@ def test_diagonal_at_one_position(emulator, type, multiprocessors):
 
 def test_linear_groups(emulator):
     check(emulator, "diagonal", linear_layer((2, 5, 24, 16), groups=4))
-    check(emulator, "projection", linear_layer((2, 5, 9, 6), groups=3))
+    for way in WAYS:
+        check(emulator, way, linear_layer((2, 5, 9, 6), groups=3))
 
 
 CONVOLUTIONS = {  # samples, (I, O), size, kernel, window
@@ -163,13 +166,13 @@ def test_convolutions(emulator, case, type):
     samples, channels, size, kernel, window = CONVOLUTIONS[case]
     layer = conv_layer(samples, channels, size, kernel, type, **window)
     check(emulator, "diagonal", layer)
-    for function in ("projection", "norm"):
+    for function in ("tile_projection", "tile_norm", "ghost_norm"):
         check(emulator, function, layer, orders=["shuffled"])
 
 
 def test_unused_inputs_do_not_matter(emulator):
     layer = unused_inputs_layer()
-    for function in FUNCTIONS:
+    for function in ("diagonal", "tile_projection", "tile_norm", "ghost_norm"):
         check(emulator, function, layer)
 
 
@@ -178,12 +181,16 @@ def test_unused_inputs_do_not_matter(emulator):
 def test_convolution_layouts(emulator, layout, type):
     channels, row_padding, sample_padding, displacement = LAYOUTS[layout]
     arguments = {"row_padding": row_padding, "sample_padding": sample_padding, "displacement": displacement}
-    check(emulator, "norm", conv_layer(2, (channels, 5), (1, 2, 2), (1, 2, 3), type, padding=(0, 1, 1), **arguments))
+    layer = conv_layer(2, (channels, 5), (1, 2, 2), (1, 2, 3), type, padding=(0, 1, 1), **arguments)
+    for way in ("tile_norm", "ghost_norm"):
+        check(emulator, way, layer)
 
 
 @pytest.mark.parametrize("type", TYPES)
 def test_convolution_groups_of_whole_vectors(emulator, type):
-    check(emulator, "diagonal", conv_layer(2, (24, 16), (1, 3, 3), (1, 2, 2), type, groups=2))
+    layer = conv_layer(2, (24, 16), (1, 3, 3), (1, 2, 2), type, groups=2)
+    for function in ("diagonal", "ghost_norm"):
+        check(emulator, function, layer)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0), (0, 0, 0, 0)], ids=str)
@@ -199,16 +206,18 @@ def test_no_directions(emulator):
 def test_window_larger_than_the_input(emulator):
     layer = conv_layer(2, (3, 4), (1, 2, 2), (1, 3, 3))
     assert layer.grad_outputs.stored.size == 0
-    assert (check(emulator, "diagonal", layer) == 0).all()
+    for function in FUNCTIONS:
+        assert (check(emulator, function, layer) == 0).all()
 
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("count", [1, 7, 17])
 def test_more_directions_than_a_block_holds(emulator, count, type):
-    check(emulator, "projection", linear_layer((2, 3, 5, 130), type, count=count))
+    for way in ("tile_projection", "contraction"):
+        check(emulator, way, linear_layer((2, 3, 5, 130), type, count=count))
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("function", ["diagonal", "tile_norm", "tile_projection"])
 def test_splits_of_the_samples(emulator, function):
     """Split or not, with an odd number of samples in each split: the same but for rounding."""
     layer = linear_layer((7, 40, 70, 40))
@@ -218,15 +227,50 @@ def test_splits_of_the_samples(emulator, function):
         assert emulator.workspace == 7 * 70 * 40 / 2
 
 
-@pytest.mark.parametrize("function", ["projection", "norm"])
+@pytest.mark.parametrize("function", ["tile_projection", "tile_norm"])
 def test_more_tiles_than_slots(emulator, function):
     """A block then takes several tiles; with one multiprocessor there are at most four slots."""
     layer = linear_layer((3, 2, 64 * 3 + 1, 140), "float64")
     check(emulator, function, layer, multiprocessors=1)
-    assert emulator.workspace == 4 * 3 * (2 if function == "projection" else 1)
+    assert emulator.workspace == 4 * 3 * (2 if function == "tile_projection" else 1)
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("shape", [(2, 200, 35, 3), (1, 129, 3, 20), (70, 2, 5, 18), (131, 1, 3, 2)], ids=str)
+def test_ghost_norm_of_many_positions_and_of_many_samples(emulator, shape, type):
+    """Tiles on the diagonal and above it; several samples to a tile, in several units."""
+    check(emulator, "ghost_norm", linear_layer(shape, type), orders=["shuffled", "backward"])
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("shape", [(131, 1, 35, 3), (50, 3, 6, 130), (2, 128, 3, 2)], ids=str)
+def test_contraction_of_many_samples(emulator, shape, type):
+    check(emulator, "contraction", linear_layer(shape, type, count=3), orders=["shuffled", "backward"])
+
+
+ROUTES = [  # function, (samples, positions, I, O), directions, multiprocessors, the way
+    ("norm", (64, 4, 64, 64), 0, 4, "ghost_norm"),
+    ("norm", (2, 70, 128, 64), 0, 4, "tile_norm"),
+    ("norm", (3, 16, 200, 300), 0, 132, "tile_norm"),  # one block does not do what many can
+    ("projection", (64, 1, 64, 64), 3, 4, "contraction"),
+    ("projection", (16, 64, 64, 64), 3, 4, "tile_projection"),
+]
+
+
+@pytest.mark.parametrize(("function", "shape", "count", "multiprocessors", "way"), ROUTES)
+def test_the_route_is_the_cheaper_way(emulator, function, shape, count, multiprocessors, way):
+    layer = linear_layer(shape, count=count)
+    result = check(emulator, way, layer, orders=["forward"], multiprocessors=multiprocessors)
+    workspace = emulator.workspace
+    (taken,) = emulator.run(function, layer, multiprocessors=multiprocessors)
+    assert np.array_equal(taken, result)
+    assert emulator.workspace == workspace
+    for other in WAYS:
+        if function in other and other != way:
+            assert not np.array_equal(emulator.run(other, layer, multiprocessors=multiprocessors)[0], result)
+
+
+@pytest.mark.parametrize("function", ["diagonal", *WAYS])
 def test_offsets_beyond_32_bits(emulator, function):
     """The memory is sparse: only the pages that are touched exist."""
     stride = 2**31 + 8
@@ -241,7 +285,7 @@ def test_positions_that_cancel(emulator):
     inputs, grads = layer.inputs.stored, layer.grad_outputs.stored
     inputs[..., 1, :] = inputs[..., 0, :]
     grads[..., 1, :] = -grads[..., 0, :]
-    for function in FUNCTIONS:
+    for function in ("diagonal", *WAYS):
         assert (check(emulator, function, layer) == 0).all()
 
 
@@ -249,7 +293,7 @@ def test_samples_are_kept_apart(emulator):
     """A sample's NaN is its own."""
     layer = linear_layer((5, 20, 6, 7))
     layer.inputs.stored[2] = np.nan
-    for function in ("projection", "norm"):
+    for function in WAYS:
         (output,) = emulator.run(function, layer)
         assert np.isnan(output[2]).all()
         assert np.isfinite(np.delete(output, 2, axis=0)).all()

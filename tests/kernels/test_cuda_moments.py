@@ -161,7 +161,9 @@ def test_gram_splits(emulator, function, shape, sets):
 
 
 @pytest.mark.parametrize(
-    ("shape", "type"), [((1, 1, 1), "float32"), *(((1, 34, 136), type) for type in TYPES)], ids=str
+    ("shape", "type"),
+    [((1, 1, 1), "float32"), *((shape, type) for shape in ((1, 34, 136), (2, 9, 392)) for type in TYPES)],
+    ids=str,
 )
 @pytest.mark.parametrize("function", NARROW)
 def test_narrow_shapes(emulator, function, shape, type):
@@ -182,11 +184,12 @@ def test_narrow_layouts(emulator, layout, type):
 @pytest.mark.parametrize("function", NARROW)
 def test_narrow_splits_and_runs(emulator, function):
     """Several runs of rows and a part of one in a block; then few in each of many blocks."""
-    features = make_features((1, 2085, 3), "float32")
-    check(emulator, function, features, multiprocessors=1)
+    tall = make_features((1, 2085, 3), "float32")
+    check(emulator, function, tall, multiprocessors=1)
     assert emulator.workspace == 0
-    check(emulator, function, features, multiprocessors=64)
-    assert emulator.workspace > 0
+    for features in (tall, make_features((1, 700, 40), "float32")):
+        check(emulator, function, features, multiprocessors=64)
+        assert emulator.workspace > 0
 
 
 @pytest.mark.parametrize("type", ["float32", "float64"])

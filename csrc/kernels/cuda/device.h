@@ -1,7 +1,7 @@
 // What every CUDA kernel here shares: launching, shared memory, wide loads and stores, the tensor cores.
 //
-// dynamic_shared, load_transposed and the mma_ functions are all that is not plain CUDA C++: the emulation in
-// tests/kernels has twins of them, and everything else below runs there as it stands.
+// dynamic_shared, load_transposed, load_matrices and the mma_ functions are all that is not plain CUDA C++: the
+// emulation in tests/kernels has twins of them, and everything else below runs there as it stands.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -83,6 +83,14 @@ __device__ __forceinline__ void mma_16bit(float (&c)[4], const std::uint32_t (&a
 // of matrix i / 8, 16 bytes aligned to 16. words[m] = elements [2 t][g] and [2 t + 1][g] of matrix m.
 __device__ __forceinline__ void load_transposed(std::uint32_t (&words)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(row)))
+                 : "memory");
+}
+
+// The same without transposing: words[m] = elements [g][2 t] and [g][2 t + 1] of matrix m.
+__device__ __forceinline__ void load_matrices(std::uint32_t (&words)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                  : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(row)))
                  : "memory");

@@ -1,14 +1,16 @@
-// Kernels and launchers of fisher.h: one kernel that makes tiles of per-sample gradients, and three things done with a
-// tile while it is in registers. Figures in the comments are budgets and floors, not yet measured on a GPU: an H200 has
-// 132 multiprocessors, dense tensor rates of 990 (16-bit), 495 (tf32) and 67 TFLOP/s (float64) by its datasheet, of
-// which mma.sync reaches about two thirds, and L2 gives a multiprocessor about 24 bytes per clock.
+// Kernels and launchers of fisher.h and fisher_ways.h: one kernel that makes tiles of per-sample gradients, and three
+// things done with a tile while it is in registers. Figures in the comments are budgets and floors, not yet measured on
+// a GPU: an H200 has 132 multiprocessors, dense tensor rates of 990 (16-bit), 495 (tf32) and 67 TFLOP/s (float64) by
+// its datasheet, of which mma.sync reaches about two thirds, and L2 gives a multiprocessor about 24 bytes per clock.
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 
 #include "fisher.h"
+#include "fisher_layer.h"
 #include "fisher_tiles.h"
+#include "fisher_ways.h"
 
 namespace transferops::cuda {
 namespace {
@@ -20,23 +22,11 @@ struct Projection {};
 struct Norm {};
 
 template <class T, class Use>
-using ShapeFor = TileShape<T, sizeof(T) == 2 && !std::is_same_v<Use, Projection>>;
+using ShapeFor = TileShape<T, 128, sizeof(T) == 2 && !std::is_same_v<Use, Projection> ? 128 : 64>;
 
 // Whether it leaves numbers per sample.
 template <class Use>
 constexpr bool kHasProducts = std::is_same_v<Use, Projection> || std::is_same_v<Use, Norm>;
-
-// A layer as the kernel sees it: per sample and group a matrix rows x columns, the product of two operands.
-template <class Operand>
-struct Gradients {
-    Operand left, right;
-    std::int64_t samples, groups;
-
-    __host__ __device__ std::int64_t rows() const { return left.columns; }
-    __host__ __device__ std::int64_t columns() const { return right.columns; }
-    __host__ __device__ std::int64_t weights() const { return groups * rows() * columns(); }
-    bool empty() const { return samples == 0 || left.positions == 0 || weights() == 0; }
-};
 
 // Which blocks do what: block (slot, split) of chunk c takes the tiles slot, slot + slots, ..., for split_samples
 // samples each and up to `chunk` directions.
@@ -138,15 +128,6 @@ struct TilePlace {
     }
 };
 
-// Directions in shared memory in the order of the accumulators, so that a warp reads 512 neighbouring bytes; each
-// thread writes and reads its own.
-template <class Shape, class C>
-__device__ C* own_direction(C* directions, int k, int m, int n, int i) {
-    constexpr int kWidth = 16 / sizeof(C);
-    const int fragment = (k * Shape::kFragmentRows + m) * Shape::kFragmentColumns + n;
-    return directions + ((fragment * 4 + i / kWidth * kWidth) * kTileThreads + threadIdx.x * kWidth + i % kWidth);
-}
-
 template <class Shape, class C>
 __device__ C dot(const Accumulators<Shape, C>& gradient, const C* directions, int k) {
     constexpr int kWidth = 16 / sizeof(C);
@@ -158,7 +139,7 @@ __device__ C dot(const Accumulators<Shape, C>& gradient, const C* directions, in
 #pragma unroll
             for (int i = 0; i < 4; i += kWidth) {
                 const auto direction =
-                    *reinterpret_cast<const Vector<C, kWidth>*>(own_direction<Shape>(directions, k, m, n, i));
+                    *reinterpret_cast<const Vector<C, kWidth>*>(own_element<Shape>(directions, k, m, n, i));
 #pragma unroll
                 for (int v = 0; v < kWidth; ++v) sums[v] += gradient[m][n][i + v] * direction.values[v];
             }
@@ -191,9 +172,10 @@ __device__ C square(const Accumulators<Shape, C>& gradient) {
 // (float) or 50 (double) of slabs, 6 KiB more for a convolution; a projection adds 32 KiB (double 64) per direction, of
 // which 5 or 6 (2) fit: its samples are passed over once for every so many. Floor, 2 N T O I flops each: 16-bit, 40
 // bytes of L2 per clock against 24 at the full rate of mma.sync, so about 350 TFLOP/s (ViT-B/16 fc1, N = 64: 170 us;
-// cluster multicast would lift it); float, three products of tf32 for one, about 100 TFLOP/s; double, 67. Positions are
-// padded to whole slabs, 32 or 16, and rows and columns to whole tiles: contraction with the directions would be better
-// for a projection of few positions, and a smaller tile for layers of fewer than 64 channels.
+// cluster multicast would lift it); float, three products of tf32 for one, about 100 TFLOP/s; double, 67; and for each
+// direction 256 clocks a sample (double 512) in which shared memory delivers it, half of what a slab takes. Positions
+// are padded to whole slabs, 32 or 16, and rows and columns to whole tiles: a smaller tile would be better for layers
+// of fewer than 64 channels.
 template <class Operand, class Use>
 __global__ void __launch_bounds__(kTileThreads, 1)
     gradient_tiles(Gradients<Operand> x, Plan plan, const Compute<typename Operand::Element>* directions,
@@ -238,7 +220,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
             for (int k = 0; k < chunk; ++k) {
                 const C* direction = directions + (first_direction + k) * x.weights();
                 place.for_each(x, [&](int m, int n, int i, std::int64_t index) {
-                    *own_direction<Shape>(held, k, m, n, i) = index >= 0 ? direction[index] : C{0};
+                    *own_element<Shape>(held, k, m, n, i) = index >= 0 ? direction[index] : C{0};
                 });
             }
         }
@@ -362,82 +344,8 @@ __global__ void __launch_bounds__(kSumThreads, 4)
     if (threadIdx.x < kWarp && index < size) out[index] = static_cast<C>(sum);
 }
 
-template <class C>
-cudaError_t launch_add_parts(C* out, const double* parts, std::int64_t count, std::int64_t size, cudaStream_t stream) {
-    return launch(add_parts<C>, Grid{ceil_div(size, kWarp), 1}, kSumThreads, kSumShared, stream, out,
-                  reinterpret_cast<const C*>(parts), count, size);
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
-// From a layer to operands.
-
-// Whether windows are single positions along one axis.
-template <class T>
-bool is_linear(const LayerBatch<T>& layer) {
-    const Window& w = layer.window;
-    const Extent& inputs = layer.inputs.size;
-    const Extent& outputs = layer.grad_outputs.size;
-    return w.kernel.volume() == 1 && w.padding.depth + w.padding.height + w.padding.width == 0 && w.stride.width == 1 &&
-           inputs.depth == 1 && inputs.height == 1 && inputs.width == outputs.width &&
-           outputs.volume() == outputs.width;
-}
-
-// Whether the channels of each group are whole vectors of 16 bytes, aligned to as many, wherever they stand.
-template <class T>
-bool vectors_aligned(const Signal<T>& x, std::int64_t groups) {
-    constexpr std::int64_t kWidth = 16 / sizeof(T);
-    const auto whole = [](std::int64_t stride, std::int64_t size) { return size == 1 || stride % kWidth == 0; };
-    return is_aligned(x.data, 16) && x.channels / groups % kWidth == 0 && whole(x.sample_stride, x.samples) &&
-           whole(x.stride.depth, x.size.depth) && whole(x.stride.height, x.size.height) &&
-           whole(x.stride.width, x.size.width);
-}
-
-template <class T>
-Positions<T> positions_of(const Signal<T>& x, std::int64_t groups) {
-    return {x.data, x.size.width, x.channels / groups, x.sample_stride, x.stride.width, vectors_aligned(x, groups)};
-}
-
-template <class T>
-Patches<T> patches_of(const Signal<T>& x, const Window& window, const Extent& outputs) {
-    const auto box = [](const Extent& e) {
-        return
-            typename Patches<T>::Box{static_cast<int>(e.depth), static_cast<int>(e.height), static_cast<int>(e.width)};
-    };
-    const std::int64_t channels = x.channels / window.groups;
-    return {x.data,
-            outputs.volume(),
-            channels * window.kernel.volume(),
-            x.sample_stride,
-            x.stride,
-            static_cast<int>(channels),
-            box(x.size),
-            box(outputs),
-            box(window.kernel),
-            box(window.stride),
-            box(window.padding),
-            box(window.dilation),
-            vectors_aligned(x, window.groups)};
-}
-
-// body(gradients) with the operands that fit the layer.
-template <class T, class Body>
-auto with_gradients(const LayerBatch<T>& layer, const Body& body) {
-    const std::int64_t groups = layer.window.groups, samples = layer.inputs.samples;
-    if (is_linear(layer))
-        return body(Gradients<Positions<T>>{positions_of(layer.grad_outputs, groups),
-                                            positions_of(layer.inputs, groups), samples, groups});
-    Window point;
-    point.groups = groups;
-    return body(Gradients<Patches<T>>{patches_of(layer.grad_outputs, point, layer.grad_outputs.size),
-                                      patches_of(layer.inputs, layer.window, layer.grad_outputs.size), samples,
-                                      groups});
-}
-
-// Whether gradients are outer products of vectors: then neither their squares nor their norms need the gradients.
-template <class T>
-bool has_one_position(const LayerBatch<T>& layer) {
-    return is_linear(layer) && layer.inputs.size.width == 1;
-}
+// Plans and launchers.
 
 // body(gradients, use): the diagonal as a sum of products of squares at one position.
 template <class T, class Body>
@@ -470,10 +378,18 @@ Plan plan_for(const Gradients<Operand>& x, std::int64_t count, int multiprocesso
         count, Layout::most_chunk(), diagonal ? kPartCost : 0, multiprocessors);
 }
 
-// In doubles, for so many numbers of type C.
-template <class C>
-std::int64_t doubles_for(std::int64_t size) {
-    return ceil_div(size * sizeof(C), sizeof(double));
+// What tiles of gradients take, in slabs of a multiprocessor: a tile of 128 x 64 weights, a slab of positions. To be
+// dotted with a direction costs half as much, the time in which shared memory delivers the direction.
+template <class Use, class T>
+double tiles_cost(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+    return with_gradients(layer, [&](const auto& x) {
+        using Shape = ShapeFor<T, Use>;
+        const double slabs =
+            ceil_div(x.left.positions, Shape::kDepth) + (std::is_same_v<Use, Projection> ? count / 2.0 : 0);
+        const double tiles =
+            x.samples * x.groups * ceil_div(x.rows(), Shape::kRows) * ceil_div(x.columns(), Shape::kColumns);
+        return std::max(tiles / multiprocessors, 1.0) * slabs * Shape::kElements / (128 * 64);
+    });
 }
 
 template <class Use, class T>
@@ -502,6 +418,12 @@ cudaError_t launch_products(const LayerBatch<T>& layer, const Compute<T>* direct
 
 }  // namespace
 
+template <class C>
+cudaError_t launch_add_parts(C* out, const double* parts, std::int64_t count, std::int64_t size, cudaStream_t stream) {
+    return launch(add_parts<C>, Grid{ceil_div(size, kWarp), 1}, kSumThreads, kSumShared, stream, out,
+                  reinterpret_cast<const C*>(parts), count, size);
+}
+
 template <class T>
 cudaError_t fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
                             cudaStream_t stream) {
@@ -527,42 +449,58 @@ std::int64_t fisher_diagonal_workspace(const LayerBatch<T>& layer, int multiproc
 }
 
 template <class T>
-cudaError_t fisher_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
-                              Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream) {
+cudaError_t tile_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
+                            Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream) {
     return launch_products<Projection>(layer, directions, count, out, workspace, multiprocessors, stream);
 }
 
 template <class T>
-std::int64_t fisher_projection_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+std::int64_t tile_projection_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
     return products_workspace<Projection>(layer, count, multiprocessors);
 }
 
 template <class T>
-cudaError_t grad_norm(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
+double tile_projection_cost(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+    return tiles_cost<Projection>(layer, count, multiprocessors);
+}
+
+template <class T>
+cudaError_t tile_norm(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
                       cudaStream_t stream) {
-    if (has_one_position(layer)) {
-        const std::int64_t groups = layer.window.groups, samples = layer.inputs.samples;
-        const Gradients<Positions<T>> x{positions_of(layer.grad_outputs, groups), positions_of(layer.inputs, groups),
-                                        samples, groups};
-        return launch(outer_product_norms<T>, Grid{ceil_div(samples, kTileWarps), 1}, kTileThreads, 0, stream, x, out);
-    }
     return launch_products<Norm>(layer, static_cast<const Compute<T>*>(nullptr), 1, out, workspace, multiprocessors,
                                  stream);
 }
 
 template <class T>
-std::int64_t grad_norm_workspace(const LayerBatch<T>& layer, int multiprocessors) {
-    return has_one_position(layer) ? 0 : products_workspace<Norm>(layer, 1, multiprocessors);
+std::int64_t tile_norm_workspace(const LayerBatch<T>& layer, int multiprocessors) {
+    return products_workspace<Norm>(layer, 1, multiprocessors);
 }
 
-#define TRANSFEROPS_INSTANTIATE(T)                                                                             \
-    template cudaError_t fisher_diagonal(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);       \
-    template std::int64_t fisher_diagonal_workspace(const LayerBatch<T>&, int);                                \
-    template cudaError_t fisher_projection(const LayerBatch<T>&, const Compute<T>*, std::int64_t, Compute<T>*, \
-                                           double*, int, cudaStream_t);                                        \
-    template std::int64_t fisher_projection_workspace(const LayerBatch<T>&, std::int64_t, int);                \
-    template cudaError_t grad_norm(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);             \
-    template std::int64_t grad_norm_workspace(const LayerBatch<T>&, int);
+template <class T>
+double tile_norm_cost(const LayerBatch<T>& layer, int multiprocessors) {
+    return tiles_cost<Norm>(layer, 1, multiprocessors);
+}
+
+template <class T>
+cudaError_t outer_product_norm(const LayerBatch<T>& layer, Compute<T>* out, cudaStream_t stream) {
+    const auto x = linear_gradients(layer);
+    return launch(outer_product_norms<T>, Grid{ceil_div(x.samples, kTileWarps), 1}, kTileThreads, 0, stream, x, out);
+}
+
+template cudaError_t launch_add_parts(float*, const double*, std::int64_t, std::int64_t, cudaStream_t);
+template cudaError_t launch_add_parts(double*, const double*, std::int64_t, std::int64_t, cudaStream_t);
+
+#define TRANSFEROPS_INSTANTIATE(T)                                                                                    \
+    template cudaError_t fisher_diagonal(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);              \
+    template std::int64_t fisher_diagonal_workspace(const LayerBatch<T>&, int);                                       \
+    template cudaError_t tile_projection(const LayerBatch<T>&, const Compute<T>*, std::int64_t, Compute<T>*, double*, \
+                                         int, cudaStream_t);                                                          \
+    template std::int64_t tile_projection_workspace(const LayerBatch<T>&, std::int64_t, int);                         \
+    template double tile_projection_cost(const LayerBatch<T>&, std::int64_t, int);                                    \
+    template cudaError_t tile_norm(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);                    \
+    template std::int64_t tile_norm_workspace(const LayerBatch<T>&, int);                                             \
+    template double tile_norm_cost(const LayerBatch<T>&, int);                                                        \
+    template cudaError_t outer_product_norm(const LayerBatch<T>&, Compute<T>*, cudaStream_t);
 TRANSFEROPS_INSTANTIATE(float)
 TRANSFEROPS_INSTANTIATE(double)
 TRANSFEROPS_INSTANTIATE(float16)

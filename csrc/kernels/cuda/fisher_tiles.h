@@ -46,6 +46,11 @@ struct Positions {
 
     __host__ __device__ std::int64_t weight_column(std::int64_t column) const { return column; }
 
+    // A position, counted over the samples.
+    __device__ const T* row(std::int64_t index) const {
+        return data + index / positions * sample_stride + index % positions * position_stride;
+    }
+
     template <class Shape, int kEdge>
     struct Loader : Share<T, Shape, kEdge> {
         using Base = Share<T, Shape, kEdge>;

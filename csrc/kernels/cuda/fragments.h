@@ -1,7 +1,8 @@
 // Products on the tensor cores from slabs of two operands in shared memory, by way of fragments of them in registers.
 //
 // A product is sum_t b_t a_t^T [rows, columns] over positions t; its left operand has a channel per row, its right
-// operand one per column. A slab is what one operand has of kDepth positions.
+// operand one per column. A slab is what one operand has of kDepth positions. In products between positions, which are
+// summed over channels, the two change places.
 #pragma once
 
 #include <cstddef>
@@ -20,22 +21,23 @@ struct tf32 {
     float value;
 };
 
-// The shape of a tile and of the warps' parts of it. Wide tiles read the least from L2; narrow ones leave registers for
+// The shape of a tile and of the warps' parts of it. Large tiles read the least from L2; small ones leave registers for
 // the promoted sums of float and for double, and shared memory for directions.
-template <class T, bool kWide>
+template <class T, int kTileRows, int kTileColumns>
 struct TileShape {
-    static constexpr int kRows = 128, kColumns = kWide ? 128 : 64;
+    static constexpr int kRows = kTileRows, kColumns = kTileColumns;
     static constexpr int kDepth = sizeof(T) == 2 ? 32 : 16;
     static constexpr int kSteps = 2;  // products of the tensor cores per slab
     static constexpr int kStepDepth = kDepth / kSteps;
-    static constexpr int kWarpRows = kWide ? 64 : 32, kWarpColumns = 32;
-    static constexpr int kWarpsDown = kRows / kWarpRows;
-    static constexpr int kFragmentRows = kWarpRows / 16, kFragmentColumns = kWarpColumns / 8;
     static constexpr int kElements = kRows * kColumns;
-    static_assert(kTileWarps == kWarpsDown * (kColumns / kWarpColumns));
+    static constexpr int kWarpColumns = kElements > 128 * 128 ? 64 : 32, kWarpsAcross = kColumns / kWarpColumns;
+    static constexpr int kWarpsDown = kTileWarps / kWarpsAcross, kWarpRows = kRows / kWarpsDown;
+    static constexpr int kFragmentRows = kWarpRows / 16, kFragmentColumns = kWarpColumns / 8;
+    static_assert(kWarpRows % 16 == 0 && kRows == kWarpsDown * kWarpRows && kColumns == kWarpsAcross * kWarpColumns);
 
+    __device__ static int warp_across() { return threadIdx.x / kWarp / kWarpsDown; }
     __device__ static int warp_row() { return threadIdx.x / kWarp % kWarpsDown * kWarpRows; }
-    __device__ static int warp_column() { return threadIdx.x / kWarp / kWarpsDown * kWarpColumns; }
+    __device__ static int warp_column() { return warp_across() * kWarpColumns; }
 };
 
 // How kDepth positions of kEdge channels lie in shared memory: as in global memory, channels adjacent. The pitch keeps
@@ -43,12 +45,26 @@ struct TileShape {
 // modulo 32 for float, 4 modulo 16 for double.
 template <class T, int kEdge, int kDepth>
 struct Slab {
+    static constexpr bool kDepthAdjacent = false;
     static constexpr int kPitch = kEdge + (sizeof(T) == 8 ? 4 : 8);
     static constexpr int kElements = kPitch * kDepth;
     static constexpr std::size_t kBytes = kElements * sizeof(T);
     static_assert(kEdge % 64 == 0 && kPitch * sizeof(T) % 16 == 0);
 
     __device__ static int at(int channel, int position) { return position * kPitch + channel; }
+};
+
+// The same of a product between positions: rows of kDepth channels, again adjacent. Of the pitch, 16 bytes times an odd
+// number serve load_matrices, 20 words float, 4 modulo 16 double.
+template <class T, int kEdge, int kDepth>
+struct RowSlab {
+    static constexpr bool kDepthAdjacent = true;
+    static constexpr int kPitch = kDepth + (sizeof(T) == 2 ? 8 : 4);
+    static constexpr int kElements = kPitch * kEdge;
+    static constexpr std::size_t kBytes = kElements * sizeof(T);
+    static_assert(kPitch * sizeof(T) % 16 == 0);
+
+    __device__ static int at(int row, int channel) { return row * kPitch + channel; }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -62,7 +78,10 @@ struct Fragment {  // float16 and bfloat16: positions in pairs
     template <class Layout>
     __device__ void load(const T* slab, int channel, int position) {
         const int line = threadIdx.x % 8, h = threadIdx.x / 8 % 2, j = threadIdx.x / 16 % 2;
-        load_transposed(words, slab + Layout::at(channel + h * 8, position + j * 8 + line));
+        if constexpr (Layout::kDepthAdjacent)
+            load_matrices(words, slab + Layout::at(channel + h * 8 + line, position + j * 8));
+        else
+            load_transposed(words, slab + Layout::at(channel + h * 8, position + j * 8 + line));
     }
 };
 
@@ -142,9 +161,18 @@ __device__ inline void multiply(double (&sums)[4], const Fragment<double>& left,
 template <class Shape, class C>
 using Accumulators = C[Shape::kFragmentRows][Shape::kFragmentColumns][4];
 
+// Tiles in shared memory in the order of the accumulators, so that a warp reads 512 neighbouring bytes; each thread
+// writes and reads its own: accumulator i of fragment (m, n) of tile k.
+template <class Shape, class C>
+__device__ C* own_element(C* tiles, int k, int m, int n, int i) {
+    constexpr int kWidth = 16 / sizeof(C);
+    const int fragment = (k * Shape::kFragmentRows + m) * Shape::kFragmentColumns + n;
+    return tiles + ((fragment * 4 + i / kWidth * kWidth) * kTileThreads + threadIdx.x * kWidth + i % kWidth);
+}
+
 // sums += the product of two slabs. The tensor cores round float sums towards zero, so those of float operands are
 // theirs only within a slab. `before(step)` and `after(step)` run around each step.
-template <class Shape, class T, class C, class Before, class After>
+template <class Shape, template <class, int, int> class Layout = Slab, class T, class C, class Before, class After>
 __device__ void multiply_slabs(Accumulators<Shape, C>& sums, const T* left, const T* right, Before before,
                                After after) {
     constexpr bool kPromotes = std::is_same_v<T, float>;
@@ -156,11 +184,12 @@ __device__ void multiply_slabs(Accumulators<Shape, C>& sums, const T* left, cons
         Fragment<T> a[Shape::kFragmentRows], b;
 #pragma unroll
         for (int m = 0; m < Shape::kFragmentRows; ++m)
-            a[m].template load<Slab<T, Shape::kRows, Shape::kDepth>>(left, Shape::warp_row() + m * 16, position);
+            a[m].template load<Layout<T, Shape::kRows, Shape::kDepth>>(left, Shape::warp_row() + m * 16, position);
 #pragma unroll
         for (int n = 0; n < Shape::kFragmentColumns; ++n) {
             if (n % 2 == 0)
-                b.template load<Slab<T, Shape::kColumns, Shape::kDepth>>(right, Shape::warp_column() + n * 8, position);
+                b.template load<Layout<T, Shape::kColumns, Shape::kDepth>>(right, Shape::warp_column() + n * 8,
+                                                                           position);
 #pragma unroll
             for (int m = 0; m < Shape::kFragmentRows; ++m) {
                 if constexpr (kPromotes)
@@ -178,6 +207,29 @@ __device__ void multiply_slabs(Accumulators<Shape, C>& sums, const T* left, cons
             for (int n = 0; n < Shape::kFragmentColumns; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) sums[m][n][i] += fresh[m][n][i];
+    }
+}
+
+// Products of the slabs `begin` to `end` - 1 of two operands: load(number, operand) brings a slab to registers, store
+// on to shared memory, where slabs take turns. multiply(number, before, after) has two steps, around which the next
+// slab of either operand is moved.
+template <class Load, class Store, class Multiply>
+__device__ void stream_slabs(int begin, int end, Load load, Store store, Multiply multiply) {
+    for (int operand = 0; operand < 2 && begin < end; ++operand) {
+        load(begin, operand);
+        store(begin, operand);
+    }
+    for (int number = begin; number < end; ++number) {
+        __syncthreads();  // this slab is complete, and no warp reads the previous one any more
+        const int next = number + 1;
+        multiply(
+            number,
+            [&](int step) {
+                if (next < end) load(next, step);
+            },
+            [&](int step) {
+                if (next < end) store(next, step);
+            });
     }
 }
 

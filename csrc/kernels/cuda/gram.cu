@@ -13,9 +13,10 @@
 namespace transferops::cuda {
 namespace {
 
-constexpr int kDepth = 16;
-static_assert(kDepth / 8 == 2);  // one operand is staged during each step of mma_f64
-static_assert(kGramThreads == kWarp * (kTile / kWarpRows) * (kTile / kWarpColumns));
+using Shape = SquareTile;
+constexpr int kTile = Shape::kRows, kDepth = Shape::kDepth;
+constexpr int kFragmentRows = Shape::kFragmentRows, kFragmentColumns = Shape::kFragmentColumns;
+static_assert(Shape::kStepDepth == 8);  // of mma_f64
 
 // A piece of the features in shared memory, in double and shifted, with the layout of global memory: consecutive
 // columns adjacent. The pitch is 4 modulo 16 doubles: then the 4 x 4 doubles that half a warp reads of a fragment are
@@ -27,7 +28,7 @@ struct Slab {
     static constexpr int kDoubles = kRows * kPitch;
     static constexpr std::size_t kBytes = 2 * 2 * kDoubles * sizeof(double);  // two operands, two of each in turn
     static constexpr int kPairs = kColumns / 2;                               // a thread moves two columns at a time
-    static constexpr int kRowStep = kGramThreads / kPairs;                    // of every kRowStep-th row
+    static constexpr int kRowStep = kTileThreads / kPairs;                    // of every kRowStep-th row
     static constexpr int kLoads = kRows / kRowStep;
     static_assert(kPitch % 16 == 4);
 
@@ -73,7 +74,7 @@ struct Staged {
 // sums += (operand `left`, 8 of the reduction from `k` on)^T (operand `right`) for the warp's part of the tile.
 template <bool kOverRows>
 __device__ void multiply(double (&sums)[kFragmentRows][kFragmentColumns][4], const double* left, const double* right,
-                         const ThreadPlace& thread, int k) {
+                         const ThreadPlace<Shape>& thread, int k) {
     using Layout = Slab<kOverRows>;
     double a[kFragmentRows][4];
 #pragma unroll
@@ -100,86 +101,68 @@ __device__ void multiply(double (&sums)[kFragmentRows][kFragmentColumns][4], con
 // shared memory (768 reads, 256 writes) and 256 of the conversion unit; global memory sees 16 KiB of float per 2048
 // clocks and multiprocessor, from L2.
 template <class T, bool kOverRows>
-__global__ void __launch_bounds__(kGramThreads, 1)
+__global__ void __launch_bounds__(kTileThreads, 1)
     gram_tiles(FeatureSets<T> x, bool aligned, const double* shift, double* gram, double* partials, GramPlan plan) {
     using Layout = Slab<kOverRows>;
-    // Tiles run fastest: blocks that run together read the same part of the features.
-    const std::int64_t tile_number = blockIdx.x % plan.tiles;
-    const int split = static_cast<int>(blockIdx.x / plan.tiles % plan.splits);
-    const std::int64_t set = blockIdx.x / plan.tiles / plan.splits;
-    const UpperTile tile(tile_number);
-    const ThreadPlace thread;
-    x.data += set * x.set_stride;
-    if (shift) shift += set * x.columns;
+    const GramBlock<Shape> block(plan, ceil_div(kOverRows ? x.rows : x.columns, kDepth));
+    const ThreadPlace<Shape> thread;
+    x.data += block.set * x.set_stride;
+    if (shift) shift += block.set * x.columns;
 
     double* const slabs = dynamic_shared();
     const auto slab_at = [&](int number, int operand) { return slabs + (number % 2 * 2 + operand) * Layout::kDoubles; };
     Staged<T, kOverRows> staged;  // one operand of the next slab at a time: there are no registers for both
-    const auto load = [&](int number, int operand) {
-        const int edge = operand == 0 ? tile.row : tile.column;
-        staged.load(x, aligned, shift, std::int64_t{kOverRows ? number : edge} * Layout::kRows,
-                    std::int64_t{kOverRows ? edge : number} * Layout::kColumns);
-    };
-
-    const std::int64_t depth = kOverRows ? x.rows : x.columns;
-    const int begin = split * plan.slabs;
-    const int end = static_cast<int>(min(std::int64_t{begin} + plan.slabs, ceil_div(depth, kDepth)));
     double sums[kFragmentRows][kFragmentColumns][4] = {};
-    for (int operand = 0; operand < 2 && begin < end; ++operand) {
-        load(begin, operand);
-        staged.store(slab_at(begin, operand));
-    }
-    for (int number = begin; number < end; ++number) {
-        __syncthreads();  // this slab is complete, and no warp reads the previous one any more
+    stream_slabs(
+        block.begin, block.end,
+        [&](int number, int operand) {
+            const std::int64_t first = std::int64_t{number} * kDepth;
+            staged.load(x, aligned, shift, kOverRows ? first : block.first(operand),
+                        kOverRows ? block.first(operand) : first);
+        },
+        [&](int number, int operand) { staged.store(slab_at(number, operand)); },
+        [&](int number, auto before, auto after) {
 #pragma unroll
-        for (int step = 0; step < kDepth / 8; ++step) {
-            if (number + 1 < end) load(number + 1, step);
-            multiply<kOverRows>(sums, slab_at(number, 0), slab_at(number, 1), thread, step * 8);
-            if (number + 1 < end) staged.store(slab_at(number + 1, step));
-        }
-    }
-
-#pragma unroll
-    for (int m = 0; m < kFragmentRows; ++m)
-#pragma unroll
-        for (int n = 0; n < kFragmentColumns; ++n)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const double pair[2] = {sums[m][n][2 * h], sums[m][n][2 * h + 1]};
-                if (plan.splits > 1)
-                    store_vector(partial_pair(partials, blockIdx.x, m, n, h), pair, 2, true);
-                else
-                    write_symmetric(gram + set * plan.size * plan.size, plan.size, tile, thread, m, n, h, pair);
+            for (int step = 0; step < Shape::kSteps; ++step) {
+                before(step);
+                multiply<kOverRows>(sums, slab_at(number, 0), slab_at(number, 1), thread, step * Shape::kStepDepth);
+                after(step);
             }
+        });
+    write_tile(plan, block, gram, partials, [&](int m, int n, int h, double (&pair)[2]) {
+        pair[0] = sums[m][n][2 * h];
+        pair[1] = sums[m][n][2 * h + 1];
+    });
 }
 
-// One block per tile, set and row m of fragments: adds the splits in order. 256 threads, at most 128 registers, no
-// shared memory: 2 blocks per multiprocessor, 8 loads of 16 bytes in flight per thread. Floor: 128 KiB per partial tile
-// at 4.3 TB/s, 0.03 us.
-__global__ void __launch_bounds__(kGramThreads, 2) gram_finish(double* gram, double* partials, GramPlan plan) {
-    const std::int64_t set = blockIdx.x / plan.tiles, tile_number = blockIdx.x % plan.tiles;
-    const UpperTile tile(tile_number);
-    const ThreadPlace thread;
-    const int m = blockIdx.y;
-    double sums[kFragmentColumns][2][2] = {};
+// One block per tile, set and four fragments of a row m of them: adds the splits in order. 256 threads, at most 128
+// registers, no shared memory: 2 blocks per multiprocessor, 8 loads of 16 bytes in flight per thread. Floor: 128 KiB
+// (of tiles of 256 x 128 twice that) per partial tile at 4.3 TB/s, 0.03 us.
+template <class Tile>
+__global__ void __launch_bounds__(kTileThreads, 2) gram_finish(double* gram, double* partials, GramPlan plan) {
+    constexpr int kFragments = 4;
+    const std::int64_t set = blockIdx.x / plan.tiles, number = blockIdx.x % plan.tiles;
+    const UpperTile<Tile> tile(number);
+    const int m = blockIdx.y % Tile::kFragmentRows, first = blockIdx.y / Tile::kFragmentRows * kFragments;
+    double sums[kFragments][2][2] = {};
     for (int split = 0; split < plan.splits; ++split) {
-        const std::int64_t partial = (set * plan.splits + split) * plan.tiles + tile_number;
-        Vector<double, 2> pairs[kFragmentColumns * 2];
-        load_vectors(pairs, 2, true, [&](int i) { return partial_pair(partials, partial, m, i / 2, i % 2); });
+        const std::int64_t partial = (set * plan.splits + split) * plan.tiles + number;
+        Vector<double, 2> pairs[kFragments * 2];
+        load_vectors(pairs, 2, true, [&](int i) { return own_pair<Tile>(partials, partial, m, first + i / 2, i % 2); });
 #pragma unroll
-        for (int i = 0; i < kFragmentColumns * 2; ++i)
+        for (int i = 0; i < kFragments * 2; ++i)
 #pragma unroll
             for (int e = 0; e < 2; ++e) sums[i / 2][i % 2][e] += pairs[i].values[e];
     }
 #pragma unroll
-    for (int n = 0; n < kFragmentColumns; ++n)
+    for (int n = 0; n < kFragments; ++n)
 #pragma unroll
         for (int h = 0; h < 2; ++h)
-            write_symmetric(gram + set * plan.size * plan.size, plan.size, tile, thread, m, n, h, sums[n][h]);
+            write_symmetric(gram + set * plan.size * plan.size, plan.size, tile, m, first + n, h, sums[n][h]);
 }
 
 GramPlan plan_float64(std::int64_t sets, std::int64_t size, std::int64_t depth, int multiprocessors) {
-    return plan_gram(sets, size, depth, kDepth, 1, multiprocessors);
+    return plan_gram<Shape>(sets, size, depth, kDepth, 1, multiprocessors);
 }
 
 template <bool kOverRows, class T>
@@ -188,16 +171,21 @@ cudaError_t launch_gram(const FeatureSets<T>& x, const double* shift, double* gr
     const GramPlan plan =
         plan_float64(x.sets, kOverRows ? x.columns : x.rows, kOverRows ? x.rows : x.columns, multiprocessors);
     const cudaError_t error =
-        launch(gram_tiles<T, kOverRows>, Grid{x.sets * plan.tiles * plan.splits, 1}, kGramThreads,
+        launch(gram_tiles<T, kOverRows>, Grid{x.sets * plan.tiles * plan.splits, 1}, kTileThreads,
                Slab<kOverRows>::kBytes, stream, x, vectors_aligned(x, shift, 2), shift, gram, workspace, plan);
-    return error != cudaSuccess ? error : finish_gram(gram, workspace, x.sets, plan, stream);
+    return error != cudaSuccess ? error : finish_gram(gram, workspace, x.sets, plan, false, stream);
 }
 
 }  // namespace
 
-cudaError_t finish_gram(double* gram, double* partials, std::int64_t sets, const GramPlan& plan, cudaStream_t stream) {
+cudaError_t finish_gram(double* gram, double* partials, std::int64_t sets, const GramPlan& plan, bool tall,
+                        cudaStream_t stream) {
     if (plan.splits == 1) return cudaSuccess;
-    return launch(gram_finish, Grid{sets * plan.tiles, kFragmentRows}, kGramThreads, 0, stream, gram, partials, plan);
+    const auto finish = [&]<class Tile>(Tile) {
+        const Grid grid{sets * plan.tiles, Tile::kFragmentRows * Tile::kFragmentColumns / 4};
+        return launch(gram_finish<Tile>, grid, kTileThreads, 0, stream, gram, partials, plan);
+    };
+    return tall ? finish(TallTile{}) : finish(SquareTile{});
 }
 
 template <class T>
@@ -207,7 +195,7 @@ cudaError_t gram(const FeatureSets<T>& features, const double* shift, double* gr
 }
 
 std::int64_t gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns, int multiprocessors) {
-    return plan_float64(sets, columns, rows, multiprocessors).workspace(sets);
+    return plan_float64(sets, columns, rows, multiprocessors).workspace<Shape>(sets);
 }
 
 template <class T>
@@ -217,7 +205,7 @@ cudaError_t sample_gram(const FeatureSets<T>& features, const double* shift, dou
 }
 
 std::int64_t sample_gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns, int multiprocessors) {
-    return plan_float64(sets, rows, columns, multiprocessors).workspace(sets);
+    return plan_float64(sets, rows, columns, multiprocessors).workspace<Shape>(sets);
 }
 
 #define TRANSFEROPS_INSTANTIATE(T)                                                                        \

@@ -48,31 +48,45 @@ __device__ E element(float x) {
     }
 }
 
-template <class E>
-using ShapeOf = TileShape<E, true>;
-template <class E>
-using SlabOf = Slab<E, kTile, ShapeOf<E>::kDepth>;
+// Tiles of 256 x 128 read the least from L2: a thread holds 128 sums, which leaves no registers for those of a slab
+// apart (float) or for a slab of doubles.
+template <class T, class E>
+using ShapeFor =
+    TileShape<E, std::is_same_v<E, float> || std::is_same_v<T, double> ? SquareTile::kRows : TallTile::kRows, 128>;
 
-// Rows that are summed in float before they are added to the totals in double: for float in sums of slabs, rounded to
-// nearest; otherwise on the tensor cores, which round every step of 8 rows (tf32) or 16 towards zero.
+// Rows that are summed in float before they are added to the totals: for float in sums of slabs, rounded to nearest;
+// otherwise on the tensor cores, which round every step of 8 rows (tf32) or 16 towards zero. Totals of the latter are
+// again float, rounded to nearest, for so many runs as keep the error of both below 2^-14.
 template <class E>
-constexpr int kRunSlabs = (std::is_same_v<E, float> ? 1024 : 2048) / ShapeOf<E>::kDepth;
+struct Runs {
+    static constexpr bool kFloat = std::is_same_v<E, float>;
+    using Total = std::conditional_t<kFloat, double, float>;
+    static constexpr int kSlabs = (kFloat ? 1024 : 2048) / TileShape<E, 128, 128>::kDepth;
+    static constexpr std::int64_t kMostSlabs = kFloat ? INT_MAX : 512 * kSlabs;  // of a block
+};
 
 // Dynamic shared memory, in this order: totals, origins of both operands' columns, two slabs of each in turn.
 template <class T, class E>
 struct NarrowShared {
-    static constexpr std::size_t kTotals = kTile * kTile * sizeof(double);
-    static constexpr std::size_t kOrigins = 2 * kTile * sizeof(Origin<T>);
-    static constexpr std::size_t kBytes = kTotals + kOrigins + 4 * SlabOf<E>::kBytes;
+    using Shape = ShapeFor<T, E>;
+    using Total = typename Runs<E>::Total;
+    using Left = Slab<E, Shape::kRows, Shape::kDepth>;
+    using Right = Slab<E, Shape::kColumns, Shape::kDepth>;
+    static constexpr std::size_t kTotals = Shape::kElements * sizeof(Total);
+    static constexpr int kColumns = Shape::kRows + Shape::kColumns;  // of the features
+    static constexpr std::size_t kOrigins = kColumns * sizeof(Origin<T>);
+    static constexpr std::size_t kBytes = kTotals + kOrigins + 2 * (Left::kBytes + Right::kBytes);
     static_assert(kBytes <= 227 * 1024);
 };
 
 // A slab on its way from global to shared memory, in the registers of the block: a thread moves kWidth neighbouring
 // columns, always the same, of every kStep-th row.
-template <class T, class E>
+template <class T, class E, int kEdge>
 struct NarrowStaged {
-    static constexpr int kWidth = 16 / sizeof(T), kVectors = kTile / kWidth;
-    static constexpr int kStep = kGramThreads / kVectors, kLoads = ShapeOf<E>::kDepth / kStep;
+    static constexpr int kDepth = ShapeFor<T, E>::kDepth;
+    using Layout = Slab<E, kEdge, kDepth>;
+    static constexpr int kWidth = 16 / sizeof(T), kVectors = kEdge / kWidth;
+    static constexpr int kStep = kTileThreads / kVectors, kLoads = kDepth / kStep;
 
     Vector<T, kWidth> values[kLoads];
     int width, height;  // how many of the thread's columns, and of the slab's rows, exist
@@ -83,7 +97,7 @@ struct NarrowStaged {
     // Beyond the last row, that row is read again; `store` makes it zero.
     __device__ void load(const FeatureSets<T>& x, bool aligned, std::int64_t first_row, std::int64_t first_column) {
         width = elements_left<kWidth>(x.columns, first_column + column());
-        height = static_cast<int>(min(x.rows - first_row, std::int64_t{ShapeOf<E>::kDepth}));
+        height = static_cast<int>(min(x.rows - first_row, std::int64_t{kDepth}));
         const T* source = x.data + first_row * x.row_stride + first_column + column();
         load_vectors(values, width, aligned, [&](int i) { return source + min(row(i), height - 1) * x.row_stride; });
     }
@@ -96,115 +110,100 @@ struct NarrowStaged {
             for (int v = 0; v < kWidth; ++v)
                 elements.values[v] = element<E>(
                     row(i) < height && v < width ? origins[column() + v].distance(values[i].values[v]) : 0.0f);
-            *reinterpret_cast<Vector<E, kWidth>*>(slab + SlabOf<E>::at(column(), row(i))) = elements;
+            *reinterpret_cast<Vector<E, kWidth>*>(slab + Layout::at(column(), row(i))) = elements;
         }
     }
 };
 
 // One block per tile, split and set, as in gram.cu. Products of E: float by way of three of tf32, tf32 or bfloat16.
-// Sums are float for a run of rows, then added to totals in double in shared memory. 256 threads (8 warps of 64 x 32),
-// at most 255 registers (128 of them accumulators for float, 64 otherwise), 164 or 165 KiB of shared memory: one block
-// per multiprocessor. Floor: N D^2 flops (half the matrix, and 128 / D more), times 3 for float, over two thirds of the
-// dense rate; or 256 elements of the features per row of a tile from L2, whichever is more: float input takes 43 clocks
-// a row, against 72 (float), 24 (tf32) and 12 (bfloat16) of the tensor cores, so that the two fast modes are bound by
-// L2 at about 180 TFLOP/s, 370 for 16-bit input. Totals cost 2048 clocks of shared memory a run, 3 % for float and 8 to
-// 17 % of the tensor cores' time otherwise.
+// Sums are float for a run of rows, then added to totals in shared memory. 256 threads, at most 255 registers; tiles of
+// 256 x 128 (8 warps of 64 x 64, 128 accumulators) but 128 x 128 (64 x 32, 64, and as many fresh ones) for float and
+// double features; 180 to 185 or 164 KiB (double features in fast modes 100) of shared memory: one block per
+// multiprocessor. Floor: N D^2 flops (half the matrix, and 256 / D or 128 / D more), times 3 for float, over two thirds
+// of the dense rate; or what a row of a tile reads of L2, whichever is more. Clocks of a row of 256 x 128, 128 x 128:
+//   tensor cores          float 72 (128 x 128), tf32 46, bfloat16 23;
+//   L2                    float features 64, 43 (128 x 128); 16-bit ones 32; double 85 (128 x 128);
+//   shared memory         tf32 12 written and 32 read, bfloat16 6 and 16.
+// So float is bound by the tensor cores; the fast modes by L2, at about 235 TFLOP/s, 470 from 16-bit features: each
+// element is read once per tile. Totals cost 2048 clocks of shared memory a run, 3 % or less. To go beyond takes
+// features converted to 16 bits by a pass of its own (N D 6 bytes of memory), or clusters that share slabs.
 template <class T, class E>
-__global__ void __launch_bounds__(kGramThreads, 1)
+__global__ void __launch_bounds__(kTileThreads, 1)
     gram_narrow(FeatureSets<T> x, bool aligned, const double* shift, double* gram, double* partials, GramPlan plan) {
-    using Shape = ShapeOf<E>;
     using Layout = NarrowShared<T, E>;
-    const std::int64_t tile_number = blockIdx.x % plan.tiles;
-    const int split = static_cast<int>(blockIdx.x / plan.tiles % plan.splits);
-    const std::int64_t set = blockIdx.x / plan.tiles / plan.splits;
-    const UpperTile tile(tile_number);
-    const ThreadPlace thread;
-    x.data += set * x.set_stride;
-    if (shift) shift += set * x.columns;
+    using Shape = typename Layout::Shape;
+    using Total = typename Layout::Total;
+    const GramBlock<Shape> block(plan, ceil_div(x.rows, Shape::kDepth));
+    x.data += block.set * x.set_stride;
+    if (shift) shift += block.set * x.columns;
 
     char* const shared = reinterpret_cast<char*>(dynamic_shared());
-    double* const totals = dynamic_shared();
+    Total* const totals = reinterpret_cast<Total*>(shared);
     Origin<T>* const origins = reinterpret_cast<Origin<T>*>(shared + Layout::kTotals);
     E* const slabs = reinterpret_cast<E*>(shared + Layout::kTotals + Layout::kOrigins);
-    const auto slab_at = [&](int number, int operand) {
-        return slabs + (number % 2 * 2 + operand) * SlabOf<E>::kElements;
+    const auto left_slab = [&](int number) { return slabs + number % 2 * Layout::Left::kElements; };
+    const auto right_slab = [&](int number) {
+        return left_slab(0) + 2 * Layout::Left::kElements + number % 2 * Layout::Right::kElements;
     };
-    const auto first_column = [&](int operand) { return std::int64_t{operand == 0 ? tile.row : tile.column} * kTile; };
-    {
-        const std::int64_t column = first_column(threadIdx.x / kTile) + threadIdx.x % kTile;
-        static_assert(kGramThreads == 2 * kTile);
-        origins[threadIdx.x] = Origin<T>(shift && column < x.columns ? shift[column] : 0.0);
+    for (int i = threadIdx.x; i < Layout::kColumns; i += kTileThreads) {
+        const bool right = i >= Shape::kRows;
+        const std::int64_t column = block.first(right) + (right ? i - Shape::kRows : i);
+        origins[i] = Origin<T>(shift && column < x.columns ? shift[column] : 0.0);
     }
-    NarrowStaged<T, E> staged;
-    const auto load = [&](int number, int operand) {
-        staged.load(x, aligned, std::int64_t{number} * Shape::kDepth, first_column(operand));
-    };
-    const auto store = [&](int number, int operand) {
-        staged.store(slab_at(number, operand), origins + operand * kTile);
-    };
+    __syncthreads();  // the origins are complete
 
-    const int begin = split * plan.slabs;
-    const int end = static_cast<int>(min(std::int64_t{begin} + plan.slabs, ceil_div(x.rows, Shape::kDepth)));
     Accumulators<Shape, float> sums = {};
     bool first_run = true;
     const auto finish_run = [&] {
+        for_each_pair<Shape>([&](int m, int n, int h) {
+            auto& pair = *reinterpret_cast<Vector<Total, 2>*>(own_pair<Shape>(totals, 0, m, n, h));
+            Vector<Total, 2> total{};
+            if (!first_run) total = pair;
 #pragma unroll
-        for (int m = 0; m < kFragmentRows; ++m)
-#pragma unroll
-            for (int n = 0; n < kFragmentColumns; ++n)
-#pragma unroll
-                for (int h = 0; h < 2; ++h) {
-                    auto& pair = *reinterpret_cast<Vector<double, 2>*>(partial_pair(totals, 0, m, n, h));
-                    Vector<double, 2> total{};
-                    if (!first_run) total = pair;
-#pragma unroll
-                    for (int e = 0; e < 2; ++e) {
-                        total.values[e] += to_double(sums[m][n][2 * h + e]);
-                        sums[m][n][2 * h + e] = 0;
-                    }
-                    pair = total;
-                }
+            for (int e = 0; e < 2; ++e) {
+                total.values[e] += static_cast<Total>(sums[m][n][2 * h + e]);
+                sums[m][n][2 * h + e] = 0;
+            }
+            pair = total;
+        });
         first_run = false;
     };
-
-    __syncthreads();  // the origins are complete
-    for (int operand = 0; operand < 2 && begin < end; ++operand) {
-        load(begin, operand);
-        store(begin, operand);
-    }
-    for (int number = begin; number < end; ++number) {
-        __syncthreads();  // this slab is complete, and no warp reads the previous one any more
-        multiply_slabs<Shape>(
-            sums, slab_at(number, 0), slab_at(number, 1),
-            [&](int step) {
-                if (number + 1 < end) load(number + 1, step);
-            },
-            [&](int step) {
-                if (number + 1 < end) store(number + 1, step);
-            });
-        if ((number - begin) % kRunSlabs<E> == kRunSlabs<E> - 1) finish_run();
-    }
+    NarrowStaged<T, E, Shape::kRows> left;  // one of the two at a time
+    NarrowStaged<T, E, Shape::kColumns> right;
+    stream_slabs(
+        block.begin, block.end,
+        [&](int number, int operand) {
+            const std::int64_t row = std::int64_t{number} * Shape::kDepth;
+            if (operand == 0)
+                left.load(x, aligned, row, block.first(0));
+            else
+                right.load(x, aligned, row, block.first(1));
+        },
+        [&](int number, int operand) {
+            if (operand == 0)
+                left.store(left_slab(number), origins);
+            else
+                right.store(right_slab(number), origins + Shape::kRows);
+        },
+        [&](int number, auto before, auto after) {
+            multiply_slabs<Shape>(sums, left_slab(number), right_slab(number), before, after);
+            if ((number - block.begin) % Runs<E>::kSlabs == Runs<E>::kSlabs - 1) finish_run();
+        });
     finish_run();
-
-#pragma unroll
-    for (int m = 0; m < kFragmentRows; ++m)
-#pragma unroll
-        for (int n = 0; n < kFragmentColumns; ++n)
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                const double* total = partial_pair(totals, 0, m, n, h);  // the thread's own
-                const double pair[2] = {total[0], total[1]};
-                if (plan.splits > 1)
-                    store_vector(partial_pair(partials, blockIdx.x, m, n, h), pair, 2, true);
-                else
-                    write_symmetric(gram + set * plan.size * plan.size, plan.size, tile, thread, m, n, h, pair);
-            }
+    write_tile(plan, block, gram, partials, [&](int m, int n, int h, double (&pair)[2]) {
+        const Total* total = own_pair<Shape>(totals, 0, m, n, h);
+        pair[0] = to_double(total[0]);
+        pair[1] = to_double(total[1]);
+    });
 }
 
-template <class E>
+template <class T, class E>
 GramPlan plan_narrow(std::int64_t sets, std::int64_t size, std::int64_t depth, int multiprocessors) {
-    constexpr double kRowCost = (std::is_same_v<E, float> ? 72 : 43) / 2048.0;  // clocks, as above
-    return plan_gram(sets, size, depth, ShapeOf<E>::kDepth, kRowCost * ShapeOf<E>::kDepth, multiprocessors);
+    using Shape = ShapeFor<T, E>;
+    constexpr double kRead = (Shape::kRows + Shape::kColumns) * sizeof(T) / 24.0;
+    constexpr double kRowCost = (std::is_same_v<E, float> && kRead < 72 ? 72 : kRead) / 2048;  // clocks, as above
+    return plan_gram<Shape>(sets, size, depth, Shape::kDepth, kRowCost * Shape::kDepth, multiprocessors,
+                            Runs<E>::kMostSlabs);
 }
 
 // body(null pointer of the element type).
@@ -221,23 +220,27 @@ template <class T>
 cudaError_t narrow_gram(const FeatureSets<T>& x, const double* shift, Precision precision, double* gram,
                         double* workspace, int multiprocessors, cudaStream_t stream) {
     return with_element(precision, [&]<class E>(E*) -> cudaError_t {
-        const GramPlan plan = plan_narrow<E>(x.sets, x.columns, x.rows, multiprocessors);
-        const bool aligned = vectors_aligned(x, shift, NarrowStaged<T, E>::kWidth);
-        const cudaError_t error = launch(gram_narrow<T, E>, Grid{x.sets * plan.tiles * plan.splits, 1}, kGramThreads,
-                                         NarrowShared<T, E>::kBytes, stream, x, aligned, shift, gram, workspace, plan);
-        return error != cudaSuccess ? error : finish_gram(gram, workspace, x.sets, plan, stream);
+        using Layout = NarrowShared<T, E>;
+        const GramPlan plan = plan_narrow<T, E>(x.sets, x.columns, x.rows, multiprocessors);
+        const bool aligned = vectors_aligned(x, shift, 16 / sizeof(T));
+        const cudaError_t error = launch(gram_narrow<T, E>, Grid{x.sets * plan.tiles * plan.splits, 1}, kTileThreads,
+                                         Layout::kBytes, stream, x, aligned, shift, gram, workspace, plan);
+        if (error != cudaSuccess) return error;
+        return finish_gram(gram, workspace, x.sets, plan, UpperTile<typename Layout::Shape>::kRatio == 2, stream);
     });
 }
 
-std::int64_t narrow_gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns, Precision precision,
-                                   int multiprocessors) {
-    return with_element(
-        precision, [&]<class E>(E*) { return plan_narrow<E>(sets, columns, rows, multiprocessors).workspace(sets); });
+template <class T>
+std::int64_t narrow_gram_workspace(const FeatureSets<T>& x, Precision precision, int multiprocessors) {
+    return with_element(precision, [&]<class E>(E*) {
+        return plan_narrow<T, E>(x.sets, x.columns, x.rows, multiprocessors).template workspace<ShapeFor<T, E>>(x.sets);
+    });
 }
 
 #define TRANSFEROPS_INSTANTIATE(T)                                                                           \
     template cudaError_t narrow_gram(const FeatureSets<T>&, const double*, Precision, double*, double*, int, \
-                                     cudaStream_t);
+                                     cudaStream_t);                                                          \
+    template std::int64_t narrow_gram_workspace(const FeatureSets<T>&, Precision, int);
 TRANSFEROPS_INSTANTIATE(float)
 TRANSFEROPS_INSTANTIATE(double)
 TRANSFEROPS_INSTANTIATE(float16)

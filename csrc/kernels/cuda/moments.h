@@ -39,7 +39,8 @@ cudaError_t gram(const FeatureSets<T>& features, const double* shift, double* gr
 std::int64_t gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns, int multiprocessors);
 
 // What the rows y_n of a Gram matrix are rounded to before they are multiplied: float, of which products are float32's,
-// or numbers of 11 (tf32) and 8 (bfloat16) significant bits. Sums are double beyond 1024 or 2048 rows.
+// or numbers of 11 (tf32) and 8 (bfloat16) significant bits. Sums are double beyond 1024 (float) or
+// 2^20 rows, float before, and the tensor cores' own for a slab or 2048 rows.
 enum class Precision { kFloat32, kTf32, kBfloat16 };
 
 // `gram` on the narrow tensor cores. With u = 2^-24 an entry is within (8 + 4 + 12 + 64) u, 2^-10 + 2^-14 or 2^-7 +
@@ -47,8 +48,8 @@ enum class Precision { kFloat32, kTf32, kBfloat16 };
 template <class T>
 cudaError_t narrow_gram(const FeatureSets<T>& features, const double* shift, Precision precision, double* gram,
                         double* workspace, int multiprocessors, cudaStream_t stream);
-std::int64_t narrow_gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t columns, Precision precision,
-                                   int multiprocessors);
+template <class T>
+std::int64_t narrow_gram_workspace(const FeatureSets<T>& features, Precision precision, int multiprocessors);
 
 // gram[sets, rows, rows]: the inner products <y_n, y_m>; otherwise as `gram`.
 template <class T>

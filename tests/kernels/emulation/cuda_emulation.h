@@ -409,7 +409,7 @@ void mma_float(float (&c)[4], const Word (&a)[4], const Word (&b)[2], unsigned l
     });
 }
 
-// The twins of mma_tf32, mma_16bit and load_transposed in csrc/kernels/cuda/device.h.
+// The twins of mma_tf32, mma_16bit, load_transposed and load_matrices in csrc/kernels/cuda/device.h.
 inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2],
                      std::source_location where = std::source_location::current()) {
     mma_float<8>(c, a, b, where.line(), [](double* row, int member, float word) {
@@ -426,23 +426,37 @@ void mma_16bit(float (&c)[4], const std::uint32_t (&a)[4], const std::uint32_t (
     });
 }
 
-inline void load_transposed(std::uint32_t (&words)[4], const void* row,
-                            std::source_location where = std::source_location::current()) {
+// Four 8 x 8 matrices from shared memory: lane i names row i % 8 of matrix i / 8; words[m] = pick(element, g, 2 t).
+template <class Pick>
+void load_matrices_by(std::uint32_t (&words)[4], const void* row, unsigned line, Pick pick) {
     struct Operand {
         std::uint32_t* words;
         const std::uint16_t* row;
     } mine{words, static_cast<const std::uint16_t*>(row)};
-    if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0) emulation::fail("load_transposed from a misaligned address");
-    emulation::collective(0xffffffffu, &mine, where.line(), [](auto& operands, unsigned lanes) {
-        if (lanes != 32) emulation::fail("load_transposed in a warp of %u lanes", lanes);
-        const auto at = [&](int matrix, int row, int column) -> std::uint32_t {
-            return static_cast<Operand*>(operands[matrix * 8 + row])->row[column];
-        };
+    if (reinterpret_cast<std::uintptr_t>(row) % 16 != 0)
+        emulation::fail("line %u: matrices at a misaligned address", line);
+    emulation::collective(0xffffffffu, &mine, line, [&](auto& operands, unsigned lanes) {
+        if (lanes != 32) emulation::fail("matrices loaded by a warp of %u lanes", lanes);
         for (int lane = 0; lane < 32; ++lane)
-            for (int m = 0; m < 4; ++m)
-                static_cast<Operand*>(operands[lane])->words[m] =
-                    at(m, lane % 4 * 2, lane / 4) | at(m, lane % 4 * 2 + 1, lane / 4) << 16;
+            for (int m = 0; m < 4; ++m) {
+                const auto at = [&](int row, int column) -> std::uint32_t {
+                    return static_cast<Operand*>(operands[m * 8 + row])->row[column];
+                };
+                static_cast<Operand*>(operands[lane])->words[m] = pick(at, lane / 4, lane % 4 * 2);
+            }
     });
+}
+
+inline void load_transposed(std::uint32_t (&words)[4], const void* row,
+                            std::source_location where = std::source_location::current()) {
+    load_matrices_by(words, row, where.line(),
+                     [](auto at, int group, int pair) { return at(pair, group) | at(pair + 1, group) << 16; });
+}
+
+inline void load_matrices(std::uint32_t (&words)[4], const void* row,
+                          std::source_location where = std::source_location::current()) {
+    load_matrices_by(words, row, where.line(),
+                     [](auto at, int group, int pair) { return at(group, pair) | at(group, pair + 1) << 16; });
 }
 
 }  // namespace transferops::cuda

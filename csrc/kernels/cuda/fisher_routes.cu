@@ -1,0 +1,65 @@
+// Which way the norms and projections of fisher.h take: the one of the lower cost. No kernels are here.
+
+#include "fisher_layer.h"
+#include "fisher_ways.h"
+
+namespace transferops::cuda {
+namespace {
+
+// Products between positions against those of the gradient: where positions are few, (T + 1) (I + O) / 2 < I O.
+template <class T>
+bool ghost_norm_is_cheaper(const LayerBatch<T>& layer, int multiprocessors) {
+    return ghost_norm_cost(layer, multiprocessors) < tile_norm_cost(layer, multiprocessors);
+}
+
+// Products of every position with every direction against those of the gradient and what dotting it takes.
+template <class T>
+bool contraction_is_cheaper(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+    return contraction_cost(layer, count, multiprocessors) < tile_projection_cost(layer, count, multiprocessors);
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t fisher_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
+                              Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream) {
+    return contraction_is_cheaper(layer, count, multiprocessors)
+               ? contraction(layer, directions, count, out, workspace, stream)
+               : tile_projection(layer, directions, count, out, workspace, multiprocessors, stream);
+}
+
+template <class T>
+std::int64_t fisher_projection_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+    return contraction_is_cheaper(layer, count, multiprocessors)
+               ? contraction_workspace(layer, count)
+               : tile_projection_workspace(layer, count, multiprocessors);
+}
+
+template <class T>
+cudaError_t grad_norm(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
+                      cudaStream_t stream) {
+    if (has_one_position(layer)) return outer_product_norm(layer, out, stream);
+    return ghost_norm_is_cheaper(layer, multiprocessors) ? ghost_norm(layer, out, workspace, stream)
+                                                         : tile_norm(layer, out, workspace, multiprocessors, stream);
+}
+
+template <class T>
+std::int64_t grad_norm_workspace(const LayerBatch<T>& layer, int multiprocessors) {
+    if (has_one_position(layer)) return 0;
+    return ghost_norm_is_cheaper(layer, multiprocessors) ? ghost_norm_workspace(layer)
+                                                         : tile_norm_workspace(layer, multiprocessors);
+}
+
+#define TRANSFEROPS_INSTANTIATE(T)                                                                             \
+    template cudaError_t fisher_projection(const LayerBatch<T>&, const Compute<T>*, std::int64_t, Compute<T>*, \
+                                           double*, int, cudaStream_t);                                        \
+    template std::int64_t fisher_projection_workspace(const LayerBatch<T>&, std::int64_t, int);                \
+    template cudaError_t grad_norm(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);             \
+    template std::int64_t grad_norm_workspace(const LayerBatch<T>&, int);
+TRANSFEROPS_INSTANTIATE(float)
+TRANSFEROPS_INSTANTIATE(double)
+TRANSFEROPS_INSTANTIATE(float16)
+TRANSFEROPS_INSTANTIATE(bfloat16)
+#undef TRANSFEROPS_INSTANTIATE
+
+}  // namespace transferops::cuda
