@@ -38,6 +38,7 @@ from transferops.otqms.baselines.wadn import _simplex_minimum
 from transferops.otqms.discrepancy import newton_directions, released_gram
 from transferops.otqms.distributed import World
 from transferops.otqms.phases import shares, target_alone
+from transferops.otqms.semidefinite import shrink
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -247,7 +248,9 @@ class TestDecisions:
         assert found.gram.shape == (3, 3)
         assert found.gram[0, 0] < found.gram[1, 1]
         assert found.dimension > 0
-        allocation = allocate(found.shrunk(15 + 12, [60, 48, 9]), 15 + 12, [60, 48, 9], found.dimension)
+        shrunk = shrink(found.gram, [60, 48, 9], found.dimension / (15 + 12))
+        assert not np.allclose(shrunk, found.gram)
+        allocation = allocate(shrunk, 15 + 12, [60, 48, 9], found.dimension)
         quantities = allocation.quantities / (15 + 12 + allocation.quantities.sum())
         shares = akaike_shares(found.gram, 15 + 12, [60, 48, 9], found.dimension)
         for name, risk, expected in (
