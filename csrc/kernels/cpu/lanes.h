@@ -38,15 +38,6 @@ __attribute__((always_inline)) inline E sum_of_lanes(const typename Simd<E, LANE
     return sum_of_lanes<E, LANES>(x, std::make_index_sequence<LANES / 2>{});
 }
 
-// Eight doubles at any alignment, for loops in functions with TRANSFEROPS_CLONES: the compiler splits them where the
-// registers are narrower.
-typedef double EightDoubles __attribute__((vector_size(64), aligned(8), may_alias));
-constexpr std::int64_t kEight = 8;
-
-__attribute__((always_inline)) inline double sum_of(const EightDoubles& x) {
-    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
-}
-
 // Calls op.run<LANES>() compiled for the processor at hand.
 template <class E, class Op>
 void run_baseline(const Op& op) {

@@ -12,23 +12,19 @@ namespace {
 
 constexpr std::int64_t kBagRows = 512;  // rows of one class that a task adds up
 constexpr std::int64_t kStrip = 1024;   // columns at a time, whose sums stay in L1
-constexpr std::int64_t kChains = 2;     // independent sums, which hide the latency of an addition
-constexpr std::int64_t kStep = kChains * kEight;
+constexpr std::int64_t kStep = 16;  // elements at a time, in sums of their own, which hide the latency of an addition
 constexpr std::int64_t kAhead = 2;  // rows between asking for one and reading it
 
-typedef float EightFloats __attribute__((vector_size(32), aligned(4), may_alias));
-
-template <class T>
-__attribute__((always_inline)) inline void load(const T* source, EightDoubles& lanes) {
+template <class T, int LANES>
+__attribute__((always_inline)) inline typename Simd<double, LANES>::Vector load(const T* source) {
     if constexpr (std::is_same_v<T, double>) {
-        lanes = *reinterpret_cast<const EightDoubles*>(source);
+        return Simd<double, LANES>::load(source);
+    } else if constexpr (std::is_same_v<T, float>) {
+        return __builtin_convertvector(Simd<float, LANES>::load(source), typename Simd<double, LANES>::Vector);
     } else {
-        EightFloats narrow;
-        if constexpr (std::is_same_v<T, float>)
-            narrow = *reinterpret_cast<const EightFloats*>(source);
-        else
-            for (std::int64_t k = 0; k < kEight; ++k) narrow[k] = to_float(source[k]);
-        lanes = __builtin_convertvector(narrow, EightDoubles);
+        typename Simd<float, LANES>::Vector narrow;
+        for (int l = 0; l < LANES; ++l) narrow[l] = to_float(source[l]);
+        return __builtin_convertvector(narrow, typename Simd<double, LANES>::Vector);
     }
 }
 
@@ -68,63 +64,82 @@ __attribute__((always_inline)) inline void prefetch_step(const T* source) {
 
 // sums [columns] = the sum of the bag's rows, and the rows' own sums and smallest elements.
 template <class T>
-TRANSFEROPS_CLONES void sum_bag(const MatrixView<T>& x, const Bag& bag, const std::int64_t* order, double* sums,
-                                double* totals, double* lowest) {
-    std::fill_n(sums, x.columns, 0.0);
-    for (std::int64_t first = 0; first < x.columns; first += kStrip) {
-        const std::int64_t size = std::min(kStrip, x.columns - first);
-        for (std::int64_t place = bag.begin; place < bag.end; ++place) {
-            const std::int64_t n = order[place];
-            const T* row = x.data + n * x.row_stride + first;
-            double* const sum = sums + first;
-            EightDoubles total[kChains] = {}, low[kChains];
-            for (EightDoubles& lanes : low) lanes = EightDoubles{} + lowest[n];
-            const T* ahead = row_ahead(x, bag, order, place);
-            std::int64_t i = 0;
-            for (; i + kStep <= size; i += kStep) {
-                prefetch_step(ahead + first + i);
-                for (std::int64_t c = 0; c < kChains; ++c) {
-                    EightDoubles value;
-                    load(row + i + c * kEight, value);
-                    *reinterpret_cast<EightDoubles*>(sum + i + c * kEight) += value;
-                    total[c] += value;
-                    low[c] = value < low[c] ? value : low[c];
+struct SumBag {
+    const MatrixView<T>& x;
+    const Bag& bag;
+    const std::int64_t* order;
+    double *sums, *totals, *lowest;
+
+    template <int LANES>
+    __attribute__((always_inline)) inline void run() const {
+        using Vectors = Simd<double, LANES>;
+        constexpr int kVectors = kStep / LANES;
+        std::fill_n(sums, x.columns, 0.0);
+        for (std::int64_t first = 0; first < x.columns; first += kStrip) {
+            const std::int64_t size = std::min(kStrip, x.columns - first);
+            for (std::int64_t place = bag.begin; place < bag.end; ++place) {
+                const std::int64_t n = order[place];
+                const T *row = x.data + n * x.row_stride + first, *ahead = row_ahead(x, bag, order, place) + first;
+                double* const sum = sums + first;
+                typename Vectors::Vector total[kVectors] = {}, low[kVectors];
+                for (auto& lanes : low) lanes = total[0] + lowest[n];
+                std::int64_t i = 0;
+                for (; i + kStep <= size; i += kStep) {
+                    prefetch_step(ahead + i);
+                    for (int v = 0; v < kVectors; ++v) {
+                        const auto value = load<T, LANES>(row + i + v * LANES);
+                        Vectors::at(sum + i + v * LANES) += value;
+                        total[v] += value;
+                        low[v] = value < low[v] ? value : low[v];
+                    }
                 }
+                double whole = 0, least = lowest[n];
+                for (const auto& lanes : total) whole += sum_of_lanes<double, LANES>(lanes);
+                for (const auto& lanes : low)
+                    for (int l = 0; l < LANES; ++l) least = std::min(least, lanes[l]);
+                for (; i < size; ++i) {
+                    const double value = to_double(row[i]);
+                    sum[i] += value;
+                    whole += value;
+                    least = std::min(least, value);
+                }
+                totals[n] += whole;
+                lowest[n] = least;
             }
-            for (; i < size; ++i) {
-                const double value = to_double(row[i]);
-                sum[i] += value;
-                total[0][0] += value;
-                low[0][0] = std::min(low[0][0], value);
-            }
-            totals[n] += sum_of(total[0] + total[1]);
-            for (std::int64_t k = 0; k < kEight; ++k) lowest[n] = std::min({lowest[n], low[0][k], low[1][k]});
         }
     }
-}
+};
 
 // prediction[n] = <weights, row n> for the bag's rows.
 template <class T>
-TRANSFEROPS_CLONES void predict_bag(const MatrixView<T>& x, const Bag& bag, const std::int64_t* order,
-                                    const double* weights, double* prediction) {
-    for (std::int64_t place = bag.begin; place < bag.end; ++place) {
-        const std::int64_t n = order[place];
-        const T* row = x.data + n * x.row_stride;
-        const T* ahead = row_ahead(x, bag, order, place);
-        EightDoubles sum[kChains] = {};
-        std::int64_t i = 0;
-        for (; i + kStep <= x.columns; i += kStep) {
-            prefetch_step(ahead + i);
-            for (std::int64_t c = 0; c < kChains; ++c) {
-                EightDoubles value;
-                load(row + i + c * kEight, value);
-                sum[c] += value * *reinterpret_cast<const EightDoubles*>(weights + i + c * kEight);
+struct PredictBag {
+    const MatrixView<T>& x;
+    const Bag& bag;
+    const std::int64_t* order;
+    const double* weights;
+    double* prediction;
+
+    template <int LANES>
+    __attribute__((always_inline)) inline void run() const {
+        using Vectors = Simd<double, LANES>;
+        constexpr int kVectors = kStep / LANES;
+        for (std::int64_t place = bag.begin; place < bag.end; ++place) {
+            const std::int64_t n = order[place];
+            const T *row = x.data + n * x.row_stride, *ahead = row_ahead(x, bag, order, place);
+            typename Vectors::Vector sum[kVectors] = {};
+            std::int64_t i = 0;
+            for (; i + kStep <= x.columns; i += kStep) {
+                prefetch_step(ahead + i);
+                for (int v = 0; v < kVectors; ++v)
+                    sum[v] += load<T, LANES>(row + i + v * LANES) * Vectors::load(weights + i + v * LANES);
             }
+            double whole = 0;
+            for (const auto& lanes : sum) whole += sum_of_lanes<double, LANES>(lanes);
+            for (; i < x.columns; ++i) whole += to_double(row[i]) * weights[i];
+            prediction[n] = whole;
         }
-        for (; i < x.columns; ++i) sum[0][0] += to_double(row[i]) * weights[i];
-        prediction[n] = sum_of(sum[0] + sum[1]);
     }
-}
+};
 
 // Adds up the bags of each class in its first one, and those to the mass, for columns begin .. end.
 void join_bags(const std::vector<Bag>& bags, std::int64_t columns, std::int64_t begin, std::int64_t end, double* sums,
@@ -153,7 +168,7 @@ void empirical_prediction(const MatrixView<T>& x, const std::int64_t* labels, st
     std::fill_n(totals, x.rows, 0.0);
     std::fill_n(lowest, x.rows, std::numeric_limits<double>::infinity());
     parallel_for(count, [&](std::int64_t b) {
-        sum_bag(x, rows.bags[b], rows.order.data(), sums.get() + b * x.columns, totals, lowest);
+        run<double>(SumBag<T>{x, rows.bags[b], rows.order.data(), sums.get() + b * x.columns, totals, lowest});
     });
     parallel_for(ceil_div(x.columns, kStrip), [&](std::int64_t strip) {
         const std::int64_t begin = strip * kStrip;
@@ -167,7 +182,7 @@ void empirical_prediction(const MatrixView<T>& x, const std::int64_t* labels, st
         const double* joint = sums.get() + firsts[b] * x.columns;
         const auto weights = aligned_buffer<double>(x.columns);
         for (std::int64_t z = 0; z < x.columns; ++z) weights[z] = mass[z] > 0 ? joint[z] / mass[z] : 0.0;
-        predict_bag(x, rows.bags[b], rows.order.data(), weights.get(), prediction);
+        run<double>(PredictBag<T>{x, rows.bags[b], rows.order.data(), weights.get(), prediction});
     });
 }
 
