@@ -486,7 +486,7 @@ def test_the_kernels_as_they_are_have_no_symptom(symptoms, family):
     assert symptoms(family)["none"] is None
 
 
-@pytest.mark.parametrize(("family", "barriers"), [("moments", 6), ("fisher", 7), ("gradients", 2), ("softmax", 5)])
+@pytest.mark.parametrize(("family", "barriers"), [("moments", 5), ("fisher", 7), ("gradients", 2), ("softmax", 5)])
 def test_every_barrier_has_a_mutant(family, barriers):
     names = [mutant.name for mutant in FAMILIES[family].mutants()]
     assert sum(name.startswith("no barrier") for name in names) >= barriers

@@ -35,6 +35,7 @@ from transferops._validate import check_array, check_positive_int, describe, fai
 
 FloatArray = NDArray[np.float64]
 _PAIRS = 1 << 22  # of candidates, looked at at once
+_FEW = 10  # candidates, below which intervals are rough
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def evaluate_ranking(
         value = float(_over_targets(measure, scores, accuracies, everything, k)[0])
         if name == "weighted_tau":
             found = _over_targets(measure, scores, accuracies, chosen, k)
-            low, high = _subsample_interval(value, found[np.isfinite(found)], part / candidates, confidence)
+            low, high = _subsample_interval(value, found[np.isfinite(found)], part, candidates, confidence)
         else:
             found = _over_targets(measure, scores, accuracies, drawn, k)
             low, high = _bootstrap_interval(found[np.isfinite(found)], candidates, confidence)
@@ -167,17 +168,21 @@ def _bootstrap_interval(found: FloatArray, candidates: int, confidence: float) -
     return float(low), float(high)
 
 
-def _subsample_interval(value: float, found: FloatArray, share: float, confidence: float) -> tuple[float, float]:
-    """Of a measure between -1 and 1, from what it is for this share of the candidates.
+def _subsample_interval(
+    value: float, found: FloatArray, part: int, candidates: int, confidence: float
+) -> tuple[float, float]:
+    """Of a measure between -1 and 1, from what it is for ``part`` of the candidates.
 
     A mean over a share f of a finite number, drawn without replacement, deviates from that over all with (1 - f) / f
     times the variance that the latter has itself (Politis, Romano and Wolf, 1999, "Subsampling", section 2.3.1).
     """
-    if not len(found) or share == 1:
+    if not len(found) or part == candidates:
         return math.nan, math.nan
     low, median, high = np.quantile(found, [(1 - confidence) / 2, 0.5, (1 + confidence) / 2])
-    scale = math.sqrt(share / (1 - share))
-    return max(value + scale * float(low - median), -1.0), min(value + scale * float(high - median), 1.0)
+    # What a few candidates have takes so few values that the median may be the highest: then the wider of two centres.
+    centres = [median, value] if candidates < _FEW else [median]
+    scale = math.sqrt(part / (candidates - part))
+    return max(value + scale * float(low - max(centres)), -1.0), min(value + scale * float(high - min(centres)), 1.0)
 
 
 def _over_targets(
