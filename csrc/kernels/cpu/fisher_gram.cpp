@@ -317,8 +317,8 @@ class SampleGram {
 
     static std::int64_t padded(std::int64_t count) { return ceil_div(count, kPanel<E>) * kPanel<E>; }
 
-    // How many classes from `first` on are worked on at once. What is read in place is a multiple of kPanel, and sums are
-    // taken alike of what is not.
+    // How many classes from `first` on are worked on at once. What is read in place is a multiple of kPanel, and sums
+    // are taken alike of what is not.
     std::int64_t classes_from(std::int64_t first) const {
         const std::int64_t count = std::min(block_, x_.classes - first);
         return count > kPanel<E> ? count - count % kPanel<E> : count;
