@@ -75,7 +75,7 @@ def _rate(gram: Tensor, rows: int, eps: float) -> float:
     """1/2 ln det(I + Z^T Z / (N eps)) from Z^T Z; the same from Z Z^T."""
     matrix = gram / (rows * eps)
     matrix.diagonal().add_(1)
-    factor, info = torch.linalg.cholesky_ex(matrix)
+    factor, info = torch.linalg.cholesky_ex(matrix, upper=True)  # as LAPACK's, without a transposed copy
     if not info:
         return float(factor.diagonal().log().sum())
     # The identity is below the rounding of the Gram matrix, which is singular then: what stands out of that counts.

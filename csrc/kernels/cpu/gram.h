@@ -3,8 +3,8 @@
 //
 // Rows are taken in blocks. A block is packed once - converted to float64, centred, laid out in panels - and then each
 // tile of the upper triangle is formed from it. Wide matrices share a block between threads (panels, then tiles are
-// tasks); narrow ones, whose few tiles could not feed the threads, are cut along the rows into a fixed number of slices
-// that are added in order, so that the result never depends on the number of threads.
+// tasks); narrow ones, whose few tiles could not feed the threads, are cut along the rows into slices, as many as the
+// shape says, that are added in order, so that the result never depends on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -84,16 +84,19 @@ inline void gram_block(const double* packed, std::int64_t rows, std::int64_t pan
         const std::int64_t panel_stride = depth * kGramPanel;
         const double* chunk = packed + start * panels * kGramPanel;
         for (std::int64_t j = b_block * kColumnBlock; j < b_end; j += kGramPanel) {
-            for (std::int64_t i = a_block * kColumnBlock; i < a_end; i += kGramTile) {
-                if (i + kGramTile <= j) continue;  // wholly below the diagonal
-                multiply_tile(level,
-                              TileOperands<double>{depth, chunk + i / kGramPanel * panel_stride, panel_stride,
-                                                   kTilePanels, chunk + j / kGramPanel * panel_stride},
-                              StoreTile<double>{tile});
-                const std::int64_t columns = std::min(kGramTile, width - i);
-                const std::int64_t tile_rows = std::min(kGramPanel, width - j);
-                for (std::int64_t row = 0; row < tile_rows; ++row) {
-                    double* target = gram + (j + row) * width + i;
+            const std::int64_t tile_rows = std::min(kGramPanel, width - j);
+            for (std::int64_t i = std::max(a_block * kColumnBlock, j); i < a_end; i += kGramTile) {
+                double* target = gram + j * width + i;
+                const std::int64_t columns = std::min({kGramTile, a_end - i, width - i});
+                for (std::int64_t row = 0; row < tile_rows; ++row)
+                    for (std::int64_t column = 0; column < columns; column += kGramPanel)
+                        __builtin_prefetch(target + row * width + column, 1);
+                multiply_tile(
+                    level,
+                    TileOperands<double>{depth, chunk + i / kGramPanel * panel_stride, panel_stride,
+                                         ceil_div(columns, kGramPanel), chunk + j / kGramPanel * panel_stride},
+                    StoreTile<double>{tile});
+                for (std::int64_t row = 0; row < tile_rows; ++row, target += width) {
                     if (columns == kGramTile)
                         for (std::int64_t column = 0; column < kGramTile; ++column)
                             target[column] += tile[row * kGramTile + column];
@@ -110,7 +113,7 @@ inline void gram_block(const double* packed, std::int64_t rows, std::int64_t pan
 template <class T>
 void accumulate_gram(const GramOperand<T>& x, std::int64_t begin, std::int64_t end, double* gram,
                      const ParallelFor& parallel_for) {
-    const std::int64_t panels = ceil_div(x.width, kGramTile) * (kGramTile / kGramPanel);
+    const std::int64_t panels = ceil_div(x.width, kGramPanel);
     const std::int64_t columns = panels * kGramPanel;
     const std::int64_t blocks = ceil_div(columns, kColumnBlock);
     const std::int64_t block_rows =
@@ -124,11 +127,11 @@ void accumulate_gram(const GramOperand<T>& x, std::int64_t begin, std::int64_t e
 
     for (std::int64_t first = begin; first < end; first += block_rows) {
         const std::int64_t rows = std::min(block_rows, end - first);
-        const std::int64_t groups = panels * kGramPanel / kGramTile;
-        parallel_for(groups, [&](std::int64_t group) {
+        parallel_for(ceil_div(panels, kTilePanels), [&](std::int64_t group) {
+            const std::int64_t group_end = std::min((group + 1) * kTilePanels, panels);
             for (std::int64_t start = 0; start < rows; start += kDepth) {
                 const std::int64_t depth = std::min(kDepth, rows - start);
-                for (std::int64_t panel = group * 3; panel < group * 3 + 3; ++panel)
+                for (std::int64_t panel = group * kTilePanels; panel < group_end; ++panel)
                     pack_panel(x, first + start, depth, panel,
                                packed.get() + start * columns + panel * depth * kGramPanel);
             }
@@ -154,7 +157,9 @@ void symmetric_gram(const GramOperand<T>& x, double* gram, const ParallelFor& pa
     if (area == 0) return;  // and gram may be null
     std::memset(gram, 0, static_cast<std::size_t>(area) * sizeof(double));
     if (x.depth == 0) return;
-    const std::int64_t slices = x.width <= kNarrow ? std::min(kSlices, ceil_div(x.depth, 4 * kDepth)) : 1;
+    // One block of columns is one task: shorter slices then, though each is a Gram matrix to add.
+    const std::int64_t least_rows = x.width <= kColumnBlock ? kDepth : 4 * kDepth;
+    const std::int64_t slices = x.width <= kNarrow ? std::min(kSlices, ceil_div(x.depth, least_rows)) : 1;
     if (slices > 1) {
         const std::int64_t slice_rows = ceil_div(x.depth, slices);
         const auto partial = aligned_buffer<double>((slices - 1) * area);  // the first slice goes to gram itself
