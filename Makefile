@@ -18,8 +18,9 @@ demo: $(VENV)/.installed-cli
 stranger:
 	$(PYTHON) scripts/strangers_path.py $(TORCH)
 
+# Files are spread over the processors: compilers of the emulated kernels take one while tests run on another.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # The op tests against kernels built with AddressSanitizer and UndefinedBehaviorSanitizer; then threads under ThreadSanitizer.
 sanitize: $(VENV)/.installed-test

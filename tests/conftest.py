@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,14 @@ def cuda_ready() -> bool:
     import transferops
 
     return transferops.show_config()["cuda_built"] is not None and torch.cuda.is_available()
+
+
+def pytest_configure() -> None:
+    """Where pytest-xdist runs several processes they share the processors, with the commands that they start."""
+    if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
