@@ -246,13 +246,16 @@ def active_set(
     mass[-1], linear[-1] = carried.sum(), program.linear
 
     ridge = np.sqrt(_PROXIMAL_OWN * np.square(matrix).sum(0) + _PROXIMAL * size * mass / unit[free])
-    rows = matrix.any(1)
-    stacked = np.vstack([matrix[rows], np.diag(ridge)])
-    if len(ridge) >= MANY:  # without Q, which is as much work again
-        triangle = np.asarray(np.linalg.qr(stacked, mode="r"))
+    filled = np.count_nonzero(matrix, axis=1)
+    if len(ridge) >= MANY:  # without Q, which is as much work again, and with rows of a single entry in the ridge's
+        single, rows = filled == 1, filled > 1
+        diagonal, column = ridge.copy(), matrix[single].astype(bool).argmax(1)
+        np.hypot.at(diagonal, column, matrix[single, column])
+        triangle = np.asarray(np.linalg.qr(np.vstack([matrix[rows], np.diag(diagonal)]), mode="r"))
     else:
+        rows = filled > 0
         orthogonal = np.zeros_like(matrix)
-        factors = np.linalg.qr(stacked)
+        factors = np.linalg.qr(np.vstack([matrix[rows], np.diag(ridge)]))
         orthogonal[rows], triangle = factors.Q[: rows.sum()], factors.R
 
     def half(vector: FloatArray) -> FloatArray:
@@ -321,6 +324,7 @@ def interior_point(
     settings.verbose = False
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
     settings.static_regularization_constant = 1e-12  # the default, 1e-8, stalls far from these tolerances
+    settings.iterative_refinement_enable = tolerance <= TOLERANCE  # half the time, for digits that a first round lacks
     solution = clarabel.DefaultSolver(
         sparse.csc_matrix(hessian),
         linear,
