@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f)
 # make CONSTRAINTS=constraints.txt ...: the versions that development and CI last ran with, instead of the newest.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
+# Bytecode is written when a module is first imported: most of what is installed never is.
+PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 
 .PHONY: demo stranger test test-minimum peers test-peers bench docs lint audit format cpp cuda-report cuda-build dependencies wheels dist sanitize fuzz mutants coverage rates clean
 
@@ -31,7 +32,7 @@ sanitize: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzz/run.py
 
-# Every mistake that is known to be noticed by the tests of the CUDA kernels; `make test` tries one in four.
+# Every mistake that is known to be noticed by the tests of the CUDA kernels; `make test` tries one in eight.
 mutants: $(VENV)/.installed-test
 	TRANSFEROPS_MUTANTS=all $(BIN)/python -m pytest tests/kernels/test_mutants.py
 
@@ -73,13 +74,14 @@ format: $(VENV)/.installed-lint
 cpp: $(VENV)/.torch
 	scripts/check_cpp_embedder.sh $(BIN)/python
 
-# Registers, spills and shared memory of every CUDA kernel, compiled for sm_90; needs nvcc, no GPU.
+# Registers, spills and shared memory of every CUDA kernel, compiled for sm_90, and the bindings; needs nvcc, no GPU.
 cuda-report: $(VENV)/.torch
 	$(PIP) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	@mkdir -p build
 	$(BIN)/python scripts/cuda_report.py --output build/cuda_report.md
+	scripts/check_cuda_bindings.sh $(BIN)/python
 
-# The full build against a CUDA torch, imported without a GPU; needs nvcc and several GB.
+# The full build against a CUDA torch, imported without a GPU; needs nvcc, several GB and some ten minutes.
 cuda-build:
 	scripts/check_cuda_build.sh
 

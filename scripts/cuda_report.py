@@ -13,6 +13,7 @@ budget is exceeded, or a kernel or a budget lacks the other.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -21,10 +22,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-KERNELS = Path(__file__).resolve().parent.parent / "csrc" / "kernels" / "cuda"
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "kernels" / "cuda"
+CACHE = ROOT / "build" / "cuda_report"
 
 
 @dataclass
@@ -104,6 +108,27 @@ def parse_instructions(assembly: str) -> dict[str, dict[str, int]]:
     return counts
 
 
+def compile_all(cuobjdump: str | None) -> list[Kernel]:
+    """The kernels of all files, compiled as many at a time as there are processors; once for the same sources."""
+    sources = sorted(KERNELS.glob("*.cu"), key=lambda source: -source.stat().st_size)  # the longest first
+    inputs = [Path(__file__), *sorted(KERNELS.parent.glob("*.h")), *sorted(KERNELS.iterdir())]
+    version = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256(f"{version}{cuobjdump}".encode())
+    for path in inputs:
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    kept = CACHE / f"{digest.hexdigest()}.json"
+    if kept.exists():
+        return [Kernel(**kernel) for kernel in json.loads(kept.read_text())]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda source: compile_kernels(source, cuobjdump), sources)
+        kernels = sorted((k for kernels in found for k in kernels), key=lambda kernel: (kernel.file, kernel.name))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
+    partial.replace(kept)
+    return kernels
+
+
 def compile_kernels(source: Path, cuobjdump: str | None) -> list[Kernel]:
     """Compiles ``source`` with warnings as errors; the kernels in the order of their names."""
     with tempfile.TemporaryDirectory() as folder:
@@ -174,8 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.exit(f"{tool} is not on PATH: install the CUDA toolkit and binutils")
 
     budgets = json.loads(options.budgets.read_text())
-    cuobjdump = find_cuobjdump()
-    kernels = [kernel for source in sorted(KERNELS.glob("*.cu")) for kernel in compile_kernels(source, cuobjdump)]
+    kernels = compile_all(find_cuobjdump())
     problems = find_problems(kernels, budgets)
     report = markdown(kernels, budgets, problems)
     print(report)

@@ -21,4 +21,4 @@ export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktra
 export PYTHONPATH=$PWD/$overlay PYTHONDONTWRITEBYTECODE=1
 # Not with -m, which puts the working directory, and so the tree itself, before the overlay.
 [[ $("$python" -c 'import sys; del sys.path[0]; import transferops._C as m; print(m.__file__)') == "$PWD/$overlay"/* ]]
-"$bin/pytest" -q -p no:cacheprovider --capture=sys "${tests[@]}"
+"$bin/pytest" -q -p no:cacheprovider --capture=sys --numprocesses auto --maxprocesses 4 --dist loadfile "${tests[@]}"

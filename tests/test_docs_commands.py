@@ -31,7 +31,7 @@ BY_HAND = {
     "make coverage": "builds everything once more, and runs the tests twice",
     "make dependencies": "changes files",
     "make fuzz": "takes ten minutes",
-    "make mutants": "takes several minutes; the tests try one in four",
+    "make mutants": "takes several minutes; the tests try one in eight",
     "make rates": "takes minutes; the tests run a tenth of it",
     "make test-minimum": "installs an old torch of several GB",
     "make test-peers": "installs every package that there is an integration for",
