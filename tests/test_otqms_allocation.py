@@ -15,7 +15,7 @@ from allocation_problems import FloatArray, Problem, adversarial_problem, budget
 from transferops.otqms import allocation, quadratic_program, semidefinite
 from transferops.otqms.allocation import allocate, kkt_residual
 from transferops.otqms.paper_grid import paper_grid
-from transferops.otqms.quadratic_program import Solution
+from transferops.otqms.quadratic_program import Solution, entering
 from transferops.otqms.rounding import largest_remainder
 from transferops.otqms.theory import optimal_quantity, risk, weighted_risk
 
@@ -49,6 +49,20 @@ def test_random_problems_are_solved_to_their_certificate(make: Callable[[int], P
             assert abs(solution.risk - risk(n, gram, problem.target_samples, problem.dimension)) <= (
                 4 * digits + 1e-9 * solution.risk
             )
+
+
+def test_bounds_that_rounding_leads_round_in_a_circle() -> None:
+    """Twenty sources that cancel, a budget far below what any has: with AVX2 the active-set steps never ended."""
+    problem = adversarial_problem(257)
+    assert allocate(*problem, "budget", **budget_of(problem, 515)).kkt_residual <= 1e-8
+
+
+def test_the_source_that_leaves_its_bound() -> None:
+    empty, full, seen = np.array([True, True, False]), np.zeros(3, dtype=bool), set[bytes]()
+    wrong = np.array([1.0, 2.0, 0.0])
+    assert entering(wrong, empty, full, seen) == 1
+    assert entering(wrong, empty, full, seen) == 0  # Bland's rule, the state being known
+    assert entering(wrong, ~empty, full, seen) == 1
 
 
 @pytest.mark.parametrize("seed", range(60))

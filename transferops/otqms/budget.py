@@ -21,6 +21,7 @@ from transferops.otqms.quadratic_program import (
     SUFFICIENT_RESIDUAL,
     Program,
     active_set,
+    entering,
     first_tolerance,
     interior_point,
     least_step,
@@ -164,6 +165,7 @@ def _descend(problem: Problem, ratios: FloatArray, unit: FloatArray, size: float
     exhausted &= ~empty
     best, settled = Purchase(ratios, ratios, np.inf), np.inf
     stuck: list[int] = []
+    seen: set[bytes] = set()
     for _ in range(_DESCENT_STEPS):
         left = problem.left(exhausted)
         if left == 0:
@@ -198,7 +200,7 @@ def _descend(problem: Problem, ratios: FloatArray, unit: FloatArray, size: float
             continue
         start, ratios = ratios, ratios_of(program, aim)
         wrong = np.where(empty, -excess, 0.0) / (norms + np.sqrt(size))
-        worst = int(np.argmax(wrong))
+        worst = entering(wrong, empty, exhausted, seen)
         if wrong[worst] <= 0:
             if there.residual > settled / 2 and np.allclose(ratios, start, rtol=1e-2, atol=0):
                 break

@@ -165,6 +165,7 @@ def _descend(program: Program, best: Solution, ratios: FloatArray, unit: FloatAr
     norms, settled = np.linalg.norm(program.matrix[:, :-1], axis=0), np.inf
     limited = np.isfinite(program.limit)
     limit = np.where(limited, program.limit, 0.0)
+    seen: set[bytes] = set()
     for _ in range(_DESCENT_STEPS):
         z = shares(ratios)
         unit = np.maximum(unit, z)
@@ -196,7 +197,7 @@ def _descend(program: Program, best: Solution, ratios: FloatArray, unit: FloatAr
         carried = np.append(np.where(full, limit, 0.0), 1.0)
         excess = gradient[:-1] - carried @ gradient / carried.sum()
         wrong = np.where(empty, -excess, np.where(full, excess, 0.0)) / (norms + np.sqrt(size))
-        worst = int(np.argmax(wrong))
+        worst = entering(wrong, empty, full, seen)
         if wrong[worst] <= 0:
             if best.residual > settled / 2 and np.allclose(ratios, before, rtol=1e-2, atol=0):
                 break
@@ -204,6 +205,18 @@ def _descend(program: Program, best: Solution, ratios: FloatArray, unit: FloatAr
             continue
         empty[worst] = full[worst] = False
     return best
+
+
+def entering(wrong: FloatArray, empty: NDArray[np.bool_], full: NDArray[np.bool_], seen: set[bytes]) -> int:
+    """The source that leaves its bound: the one that gains most.
+
+    From a state that was there before, to which rounding has led back, the first that gains at all, which does not go
+    round in circles [Bland, 1977, Math. Oper. Res. 2(2)].
+    """
+    state = np.packbits([empty, full]).tobytes()
+    best = np.argmax(wrong > 0) if state in seen else np.argmax(wrong)
+    seen.add(state)
+    return int(best)
 
 
 def least_step(program: Program, z: FloatArray, move: FloatArray) -> float:
