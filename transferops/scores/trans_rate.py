@@ -50,7 +50,7 @@ class TransRate(FeatureScore):
         eps = self.eps * (trace / (samples * dimension) if self.relative else 1.0)
         whole = _rate(gram, samples, eps)
         within = sum(
-            len(rows) / samples * _rate(_gram_about(data.features[rows], data.mean), len(rows), eps)
+            len(rows) / samples * _rate(_gram_about(data.features.index_select(0, rows), data.mean), len(rows), eps)
             for rows in data.by_class
         )
         parts = {"rate": whole, "rate_within_classes": within, "eps": eps}
@@ -67,8 +67,8 @@ def _gram_about(features: Tensor, about: Tensor) -> Tensor:
         return torch.addr(gram, offset, offset, alpha=rows)
     gram, mean = ops.sample_gram(features, validate=False)
     offset = mean - about
-    along = (features.to(offset.dtype) @ offset).sub_(mean.dot(offset))
-    return gram.add_(along).add_(along.unsqueeze(1)).add_(offset.dot(offset))
+    along = (features.to(offset.dtype) @ offset).sub_((mean - offset / 2).dot(offset))  # with |offset|^2 / 2 each
+    return gram.add_(along).add_(along.unsqueeze(1))
 
 
 def _rate(gram: Tensor, rows: int, eps: float) -> float:
