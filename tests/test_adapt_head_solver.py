@@ -6,6 +6,7 @@ import copy
 import math
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -347,7 +348,8 @@ def reduced(store: str, rank: int) -> tuple[Tensor, Tensor]:
 
     z, y, prior, _ = problem(30, 4, 2)
     mine = slice(0, 10) if rank == 0 else slice(10, 30)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    wait = timedelta(seconds=60)  # for a process that died at its start, half an hour if not said
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=wait)
     try:
         return HeadSolver(prior, seed=rank).update(z[mine], y[mine]).all_reduce().solve()
     finally:
