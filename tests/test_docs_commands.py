@@ -29,6 +29,7 @@ BY_HAND = {
     "make audit": "asks pypi.org; CI need not have a network",
     "make bench": "needs a quiet machine",
     "make coverage": "builds everything once more, and runs the tests twice",
+    "make cuda-build": "takes ten minutes and several GB; `make cuda-report` compiles the kernels and their bindings",
     "make dependencies": "changes files",
     "make fuzz": "takes ten minutes",
     "make mutants": "takes several minutes; the tests try one in eight",
