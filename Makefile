@@ -5,8 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type f)
 # make CONSTRAINTS=constraints.txt ...: the versions that development and CI last ran with, instead of the newest.
-# Bytecode is written when a module is first imported: most of what is installed never is.
-PIP := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 
 .PHONY: demo stranger test test-minimum peers test-peers bench docs lint audit format cpp cuda-report cuda-build dependencies wheels dist sanitize fuzz mutants coverage rates clean
 
