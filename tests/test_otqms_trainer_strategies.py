@@ -248,7 +248,7 @@ class TestDecisions:
         assert found.gram.shape == (3, 3)
         assert found.gram[0, 0] < found.gram[1, 1]
         assert found.dimension > 0
-        shrunk = shrink(found.gram, [60, 48, 9], found.dimension / (15 + 12))
+        shrunk = shrink(found.gram, [60, 48, 9], 1 / (15 + 12))
         assert not np.allclose(shrunk, found.gram)
         allocation = allocate(shrunk, 15 + 12, [60, 48, 9], found.dimension)
         quantities = allocation.quantities / (15 + 12 + allocation.quantities.sum())

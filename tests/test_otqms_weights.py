@@ -149,18 +149,28 @@ def test_debias_refuses(arguments: tuple[object, ...], message: str) -> None:
         debias(*arguments)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.4, 1e9])
-def test_shrunk_matrix_is_that_of_the_shrunken_estimate(noise: float) -> None:
+@pytest.mark.parametrize("variance", [0.0, 0.1, 1e9])
+def test_shrunk_matrix_is_that_of_the_shrunken_estimate(variance: float) -> None:
     rng = np.random.default_rng(3)
     differences, samples = rng.standard_normal((7, 4)), np.array([5.0, 0.0, 20.0, 75.0])
-    mixture = samples / 100
-    gram, distance = differences.T @ differences, float(np.square(differences @ mixture).sum())
-    kappa = min(1.0, noise / distance)
-    assert pull(gram, samples, noise) == pytest.approx(kappa, rel=1e-12)
-    moved = differences - kappa * (differences @ mixture)[:, None]
+    mixture, taken = samples / 100, samples > 0
+    gram, towards = differences.T @ differences, differences @ mixture
+    apart = (differences - towards[:, None])[:, taken]  # of three sources, in two dimensions
+    towards = apart @ np.linalg.pinv(apart) @ towards
+    distance = float(np.square(towards).sum())
+    kappa = min(1.0, 2 * variance / distance)
+    assert pull(gram, samples, variance) == pytest.approx(kappa, rel=1e-12)
+    moved = (differences - kappa * towards[:, None])[:, taken]
     expected = moved.T @ moved + (2 - kappa) * kappa * distance  # posterior and plug-in variance
-    np.testing.assert_allclose(shrink(gram, samples, noise), expected, rtol=1e-12, atol=1e-12)
-    assert mixture @ shrink(gram, samples, noise) @ mixture == pytest.approx(distance, rel=1e-12)
+    found = shrink(gram, samples, variance)
+    np.testing.assert_allclose(found[np.ix_(taken, taken)], expected, rtol=1e-12, atol=1e-12)
+    assert mixture @ found @ mixture == pytest.approx(mixture @ gram @ mixture, rel=1e-12)
+
+
+def test_noise_beside_the_sources_is_no_reason_to_shrink() -> None:
+    """At right angles to what tells the sources apart it makes all distances longer by as much."""
+    gram = np.array([[0.1, 0.0], [0.0, 4.0]])
+    assert pull(gram + 50, [500, 500], 0.01) == pytest.approx(pull(gram, [500, 500], 0.01), rel=1e-9)
 
 
 def test_noise_alone_does_not_choose_the_sources() -> None:
@@ -174,7 +184,7 @@ def test_noise_alone_does_not_choose_the_sources() -> None:
         differences = sources - rng.standard_normal((3, 1)) * np.sqrt(noise / 3)
         gram = differences.T @ differences
         for shrunk, own in distances.items():
-            found = allocate(shrink(gram, samples, noise) if shrunk else gram, 10, samples, noise * 10)
+            found = allocate(shrink(gram, samples, noise / 3) if shrunk else gram, 10, samples, noise * 10)
             own.append(float(np.square(sources @ found.masses).sum()))
     assert np.mean(distances[True]) < np.mean(distances[False]) / 1.5
 
@@ -190,7 +200,7 @@ def test_a_clear_target_is_left_alone() -> None:
     [
         ((np.eye(3), [1, 1], 1), "gram: expected shape [2, 2], one row per source, got shape [3, 3]"),
         ((np.eye(2), [0, 0], 1), "source_samples: expected shape [K], not all 0, got shape [2], sum 0"),
-        ((np.eye(2), [1, 1], [1, 1]), "target_noise: expected a number, got shape [2]"),
+        ((np.eye(2), [1, 1], [1, 1]), "variance: expected a number, got shape [2]"),
     ],
 )
 def test_shrink_refuses(arguments: tuple[object, ...], message: str) -> None:

@@ -118,29 +118,38 @@ def debias(gram: ArrayLike, target_noise: float, source_noise: ArrayLike) -> Flo
     return project(matrix - common - np.diag(noise))
 
 
-def pull(gram: ArrayLike, source_samples: ArrayLike, target_noise: float) -> float:
-    """kappa = min(1, v_0 / |theta_0 - theta_bar|_J^2): how far :func:`shrink` moves theta_0 towards the sources' mean.
+def pull(gram: ArrayLike, source_samples: ArrayLike, variance: float) -> float:
+    """kappa = min(1, r v / |P (theta_0 - theta_bar)|_J^2): how far :func:`shrink` moves theta_0 between the sources.
 
     Arguments and errors as there.
     """
-    matrix, mixture, noise = _mixture(gram, source_samples, target_noise)
-    distance = float(mixture @ matrix @ mixture)
+    matrix, mixture, noise = _mixture(gram, source_samples, variance)
+    taken = mixture > 0
+    image = matrix @ mixture
+    apart = image - mixture @ image  # (theta_i - theta_bar) (theta_bar - theta_0)
+    between = (matrix - apart[:, None] - image)[np.ix_(taken, taken)]  # of theta_i - theta_bar
+    values, vectors = np.linalg.eigh((between + between.T) / 2)
+    kept = values > 8 * len(values) * np.finfo(np.float64).eps * np.abs(matrix).max()  # s itself is in the null space
+    distance = float(np.square(vectors[:, kept].T @ apart[taken]) @ (1 / values[kept]))
+    noise *= np.count_nonzero(kept)
     return 1.0 if distance <= noise else noise / distance
 
 
-def shrink(gram: ArrayLike, source_samples: ArrayLike, target_noise: float) -> FloatArray:
+def shrink(gram: ArrayLike, source_samples: ArrayLike, variance: float) -> FloatArray:
     """An estimated Gram matrix that compares the sources no better than the noise of theta_0 allows [derived].
 
     The program finds the mixture of sources nearest to the estimated theta_0, and where that is all noise, it fits the
     noise. The estimate is therefore shrunk as James and Stein (1961) do, towards the mean of the sources by their
-    numbers of samples, theta_bar = sum_i s_i theta_i:
+    numbers of samples, theta_bar = sum_i s_i theta_i. What theta_0 is off at right angles to all that tells sources
+    apart changes no comparison of them; so it is shrunk within the span of theta_i - theta_bar, of r <= K - 1
+    dimensions, onto which P projects:
 
-        theta* = theta_0 + kappa (theta_bar - theta_0),    kappa = min(1, v_0 / |theta_0 - theta_bar|_J^2),
+        theta* = theta_0 + kappa P (theta_bar - theta_0),    kappa = min(1, r v / |P (theta_0 - theta_bar)|_J^2),
 
-    with v_0 the mean squared error of theta_0. It is the posterior mean under a normal prior about theta_bar of the
-    width that the distance suggests, with the posterior variance (1 - kappa) v_0. So E[A | theta_0] is the Gram matrix
-    of the differences from theta*, plus (1 - kappa) v_0 1 1^T; and a plug-in matrix, which this is to take the place
-    of, has v_0 1 1^T more. With b = A s - (s^T A s) 1, and v_0 no more than s^T A s, all that adds up to
+    with v the variance of theta_0 in each dimension. It is the posterior mean under a normal prior about theta_bar of
+    the width that the distance suggests, with the posterior variance (1 - kappa) r v. So E[A | theta_0] is the Gram
+    matrix of the differences from theta*, plus (1 - kappa) r v 1 1^T; and a plug-in matrix, which this is to take the
+    place of, has r v 1 1^T more. With b = A s - (s^T A s) 1 all that adds up to
 
         A - kappa (b 1^T + 1 b^T).
 
@@ -150,7 +159,7 @@ def shrink(gram: ArrayLike, source_samples: ArrayLike, target_noise: float) -> F
     Args:
         gram: A_hat, [K, K], symmetric.
         source_samples: N_i, [K], not negative, not all 0.
-        target_noise: v_0, not negative.
+        variance: v, not negative: 1/N_0 in the metric of the Fisher information of one sample.
 
     Returns:
         float64 [K, K], positive semidefinite where ``gram`` is.
@@ -158,20 +167,20 @@ def shrink(gram: ArrayLike, source_samples: ArrayLike, target_noise: float) -> F
     Raises:
         ValueError: a shape does not fit or a number is negative or not finite.
     """
-    matrix, mixture, noise = _mixture(gram, source_samples, target_noise)
+    matrix, mixture, _ = _mixture(gram, source_samples, variance)
     image = matrix @ mixture
-    beyond = pull(matrix, source_samples, noise) * (image - mixture @ image)
+    beyond = pull(matrix, source_samples, variance) * (image - mixture @ image)
     return np.asarray(matrix - beyond[:, None] - beyond)
 
 
-def _mixture(gram: ArrayLike, source_samples: ArrayLike, target_noise: float) -> tuple[FloatArray, FloatArray, float]:
-    """The matrix, the sources' shares of all their samples, and the noise."""
+def _mixture(gram: ArrayLike, source_samples: ArrayLike, variance: float) -> tuple[FloatArray, FloatArray, float]:
+    """The matrix, the sources' shares of all their samples, and the variance."""
     matrix, available = check_array("gram", gram), nonnegative("source_samples", source_samples)
-    noise = nonnegative("target_noise", target_noise)
+    noise = nonnegative("variance", variance)
     if available.ndim != 1 or not available.any():
         fail("source_samples", "shape [K], not all 0", f"shape {list(available.shape)}, sum {available.sum():g}")
     if matrix.shape != (available.size, available.size):
         fail("gram", f"shape {[available.size] * 2}, one row per source", f"shape {list(matrix.shape)}")
     if noise.ndim:
-        fail("target_noise", "a number", f"shape {list(noise.shape)}")
+        fail("variance", "a number", f"shape {list(noise.shape)}")
     return matrix, available / available.sum(), float(noise)

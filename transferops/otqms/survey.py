@@ -57,14 +57,14 @@ class Survey:
         available = self.available(source_samples)
         if not any(available):
             return self.gram
-        return torch.from_numpy(shrink(self.gram, available, self.dimension / target_samples))
+        return torch.from_numpy(shrink(self.gram, available, 1 / target_samples))
 
     def explain(self, target_samples: int, source_samples: Sequence[int]) -> list[str]:
         """How far A is shrunk and what that means, in a sentence; none without a source to train on."""
         available = self.available(source_samples)
         if not any(available):
             return []
-        moved = pull(self.gram, available, self.dimension / target_samples)
+        moved = pull(self.gram, available, 1 / target_samples)
         return [
             f"target: its estimate is moved {moved:.0%} of the way to the mean of the sources before they are compared "
             "(0%: they are told apart as measured; 100%: the noise of the estimate is all there is, and they are all "
