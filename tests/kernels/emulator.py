@@ -22,7 +22,7 @@ COMPILER = os.environ.get("CXX", "g++")
 NO_COMPILER = f"needs a C++20 compiler: {COMPILER} is not on PATH" if shutil.which(COMPILER) is None else None
 
 ADDRESS = ("-fsanitize=address",)
-# Without the checks that AddressSanitizer makes as well, which double the time to compile.
+# Without checks that double the time to compile: of pointers, whose use AddressSanitizer checks.
 SANITIZERS = (
     "-fsanitize=address,undefined",
     "-fno-sanitize=null,object-size,pointer-overflow",
