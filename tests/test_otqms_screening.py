@@ -45,7 +45,7 @@ class TestJudgeLabels:
                 probabilities.append(predictions(rng, truth, classes, 0.5))
                 labels.append(rng.permutation(truth) if kind == "shuffled" else rng.permutation(classes)[truth])
             found = judge_labels(probabilities, labels, level=0.2)
-            false += "accept" in found.decisions
+            false += not {"accept", "weak"}.isdisjoint(found.decisions)
             small += int((found.p_arbitrary <= 0.5).sum())
         assert binomtest(false, rounds, 0.2, alternative="greater").pvalue > 1e-3
         assert binomtest(small, rounds * sources, 0.5).pvalue > 1e-3
@@ -60,6 +60,13 @@ class TestJudgeLabels:
                 rejected[number] += found.p_useful[0] <= 0.1
         assert binomtest(int(rejected[0]), 300, 0.1, alternative="greater").pvalue > 1e-3
         assert rejected[1] < 0.02 * 300
+
+    def test_agreement_that_is_neither_arbitrary_nor_of_use_is_weak(self) -> None:
+        rng = np.random.default_rng(7)
+        labels = uneven(rng, 20_000, 6)
+        signals = (0.0, 0.05, 0.3)
+        found = judge_labels([predictions(rng, labels, 6, signal) for signal in signals], [labels] * 3)
+        assert found.decisions == ("reject", "weak", "accept")
 
     def test_agreement_is_adjusted_balanced_accuracy(self) -> None:
         rng = np.random.default_rng(2)
@@ -141,6 +148,29 @@ class TestScreen:
         first, second = found.sentences
         assert first.startswith("source c: reject, its labels agree with a model of a, b by 0 (standard error 0;")
         assert second.startswith("source d: undecided, its labels")
+
+    @pytest.mark.parametrize(
+        ("first", "rounds"),
+        [
+            # The second waits for a model of the first, and has then to agree with that.
+            ({0: "accept", 1: "weak", 2: "reject"}, [(), (0,)]),
+            # There is nothing better to start from.
+            ({0: "weak", 1: "reject", 2: "reject"}, [(), (0,)]),
+            ({0: "weak", 1: "weak", 2: "reject"}, [(), (0, 1)]),
+        ],
+    )
+    def test_the_weak_are_admitted_where_there_is_nothing_better(
+        self, first: dict[int, str], rounds: list[tuple[int, ...]]
+    ) -> None:
+        def judge(admitted: tuple[int, ...], others: tuple[int, ...]) -> LabelVerdicts:
+            numbers = np.zeros(len(others))
+            told = {1: "reject", 2: "weak"} if admitted else first
+            return LabelVerdicts(tuple(told[i] for i in others), numbers, numbers, numbers, numbers)
+
+        found = screen(["a", "b", "c"], judge)
+        assert found.judges == tuple(rounds)
+        assert found.kept == (*rounds[-1], 2)  # weak to the end: not shown to be of no use
+        assert found.sentences[-1].startswith("source c: weak, its labels")
 
     def test_without_a_first_nothing_is_told(self) -> None:
         zero = np.zeros(2)

@@ -29,6 +29,14 @@ _DRAWS = 10_000
 _ENTRIES = 2**20  # of assignments held at a time
 _TINY = 1e-12  # in the place of no spread at all
 
+# By whether arbitrary labels hardly agree so much, and labels of use hardly so little.
+_DECISIONS = {
+    (True, False): "accept",
+    (True, True): "weak",
+    (False, True): "reject",
+    (False, False): "undecided",
+}
+
 IntArray = NDArray[np.int64]
 
 
@@ -37,7 +45,7 @@ class LabelVerdicts:
     """Which sources' labels agree with a model's predictions.
 
     Attributes:
-        decisions: "accept", "reject" or "undecided", one for each source.
+        decisions: "accept", "weak", "reject" or "undecided", one for each source.
         agreements: 0 on average if the labels are arbitrary, 1 if every prediction is certain and right; float64 [K].
         standard_errors: of these; infinite where no class has two samples.
         p_arbitrary: the probability of so much agreement, were the labels arbitrary: small speaks for the source.
@@ -81,9 +89,9 @@ def judge_labels(
     structure of inputs and labels; it holds for shuffled labels and for inputs of noise, too. Where there are too few
     classes for it to reach the level, the labels are permuted over the samples, with the normal distribution of the
     permutations' mean and variance: that rules out labels independent of the inputs, not others. "reject": not so, and
-    the agreement is below ``gain`` beyond its sampling error (Student's). A source whose labels are arbitrary is
-    accepted, and a source of use rejected, with a probability of at most ``level`` over all sources together
-    (Bonferroni).
+    the agreement is below ``gain`` beyond its sampling error (Student's). "weak": both, more than arbitrary labels
+    have and less than those of use. A source whose labels are arbitrary is accepted or weak, and a source of use
+    rejected or weak, with a probability of at most ``level`` over all sources together (Bonferroni).
 
     Args:
         probabilities: by the model, of the samples of each source, shape [N_i, C] each, N_i at least 1, C at least 2.
@@ -125,7 +133,7 @@ def judge_labels(
         agreement = float((np.bincount(index, own_scores) / counts).mean()) / scale
         error = _standard_error(own_scores, index, counts) / scale
         p_useful = float(stdtr(freedom, (agreement - gain) / max(error, _TINY))) if freedom else 1.0
-        decision = "accept" if p_arbitrary <= own else "reject" if p_useful <= own else "undecided"
+        decision = _DECISIONS[p_arbitrary <= own, p_useful <= own]
         found.append((decision, agreement, error, p_arbitrary, p_useful))
     decisions, *numbers = zip(*found, strict=True)
     return LabelVerdicts(decisions, *(np.array(column) for column in numbers))
@@ -152,8 +160,11 @@ class Screening:
 def screen(names: Sequence[str], judge: Callable[[Sources, Sources], LabelVerdicts]) -> Screening:
     """Spread trust from the target over the sources, and reject what it does not reach and what is of no use.
 
-    If the target alone admits none, its samples are too few to tell anything, and all are kept. The error rate of
-    :func:`judge_labels` is that of one round, of which there are rarely more than two or three.
+    Admitted are those that agree. One that agrees but weakly waits for the next round, where a model of more samples
+    judges, since among several sources one with arbitrary labels may come out so by chance; in the first round weak
+    ones are admitted if there is nothing better. If the target alone admits none, its samples are too few to tell
+    anything, and all are kept. The error rate of :func:`judge_labels` is that of one round, of which there are rarely
+    more than two or three.
 
     Args:
         names: Of the sources.
@@ -171,6 +182,8 @@ def screen(names: Sequence[str], judge: Callable[[Sources, Sources], LabelVerdic
         verdicts = judge(admitted, others)
         decisions = dict(zip(others, verdicts.decisions, strict=True))
         new = [i for i in others if decisions[i] == "accept"]
+        if not new and not admitted:
+            new = [i for i in others if decisions[i] == "weak"]
         if new:
             admitted = tuple(sorted((*admitted, *new)))
             continue
