@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type 
 # make CONSTRAINTS=constraints.txt ...: the versions that development and CI last ran with, instead of the newest.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 
-.PHONY: demo stranger test test-minimum peers test-peers bench docs lint audit format cpp cuda-report cuda-build dependencies wheels dist sanitize fuzz mutants coverage rates clean
+.PHONY: demo stranger test test-minimum peers test-peers bench docs lint audit format cpp cuda-report cuda-build dependencies wheels dist environment sanitize fuzz mutants coverage rates clean
 
 # The main job on real data: how many samples of each source to train with.
 demo: $(VENV)/.installed-cli
@@ -74,8 +74,7 @@ cpp: $(VENV)/.torch
 	scripts/check_cpp_embedder.sh $(BIN)/python
 
 # Registers, spills and shared memory of every CUDA kernel, compiled for sm_90, and the bindings; needs nvcc, no GPU.
-cuda-report: $(VENV)/.torch
-	$(PIP) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+cuda-report: $(VENV)/.installed-cuda-report
 	@mkdir -p build
 	$(BIN)/python scripts/cuda_report.py --output build/cuda_report.md
 	scripts/check_cuda_bindings.sh $(BIN)/python
@@ -107,9 +106,9 @@ dependencies: peers
 wheels:
 	scripts/build_wheels.sh $(PYTHON)
 
-dist: $(VENV)/.torch
-	$(PIP) build
+dist: $(VENV)/.installed-dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python scripts/check_dist.py dist
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -124,6 +123,18 @@ $(VENV)/.installed-%: $(VENV)/.torch $(SOURCES)
 $(VENV)/.installed-lint: $(VENV)/.torch pyproject.toml
 	$(PIP) "ruff>=0.9" "mypy>=1.13" "clang-format>=19"
 	touch $@
+
+$(VENV)/.installed-cuda-report: $(VENV)/.torch
+	$(PIP) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	touch $@
+
+$(VENV)/.installed-dist: $(VENV)/.torch
+	$(PIP) build
+	touch $@
+
+# All of .venv that CI needs. One pip after the other, also where make runs other targets side by side.
+environment:
+	$(MAKE) --jobs 1 $(patsubst %,$(VENV)/.installed-%,test cli docs lint cuda-report dist)
 
 clean:
 	rm -rf build dist demo $(VENV) transferops/_C.* *.egg-info

@@ -24,9 +24,10 @@
 namespace transferops::cpu {
 namespace {
 
-constexpr std::int64_t kBlockBytes = 16 << 10;  // of one block of all directions' tangents, which stays in L1
+constexpr std::int64_t kBlockBytes = 32 << 10;  // of one block of all directions' tangents
 constexpr std::int64_t kMinBlock = 128;         // classes
 constexpr std::int64_t kSpan = 1024;            // classes whose sums are taken in lanes, from there on in float64
+constexpr std::int64_t kGroupBytes = 32 << 10;  // of the logits of samples that are looked through ahead
 constexpr std::int64_t kSampleSlices = 64;      // added in order
 constexpr double kFar = 0.875;  // of a second moment may be the square of the mean: costs 3 of float32's 24 digits
 
@@ -130,8 +131,9 @@ struct Exponentials {
     }
 };
 
-// What the caches get meanwhile: a line for each row and kPanel classes, evenly, as rows are too short and arithmetic
-// in between is too long for the processor to keep memory busy by itself.
+// What the L2 cache gets meanwhile: a line for each row and kPanel classes, evenly, as rows are too short and
+// arithmetic in between is too long for the processor to keep memory busy by itself. Into L1 they would drive out the
+// block at hand, whose rows often lie a multiple of a page apart.
 struct Ahead {
     const char* data;
     std::int64_t row_bytes, class_bytes;
@@ -208,7 +210,10 @@ struct Moments {
         TRANSFEROPS_TWICE
         for (std::int64_t c = 0; c < classes; c += LANES) {
             if (OWN && c % kPanel<E> == 0)
-                for (int k = 0; k < K; ++k) __builtin_prefetch(next + (first + k) * next_stride + c * next_step);
+                for (int k = 0; k < K; ++k) {
+                    const char* line = next + (first + k) * next_stride + c * next_step;
+                    __builtin_prefetch(line, 0, 2);  // to be read; from L2 on
+                }
             const Vector weight = Vectors::load(weights + c);
             Vector weighted[K];
             for (int k = 0; k < K; ++k) {
@@ -261,7 +266,8 @@ TRANSFEROPS_CLONES void convert_row(const T* source, std::int64_t stride, std::i
         for (std::int64_t i = 0; i < count; ++i) row[i] = convert<E>(source[i * stride]);
 }
 
-// The sum over samples, one after the other.
+// The sum over samples, one after the other; their highest logits are looked for a few samples ahead, since the shift
+// that these choose is somewhere in memory that has to be waited for.
 template <class T>
 class SampleGram {
     using E = Compute<T>;
@@ -274,6 +280,8 @@ class SampleGram {
           x_(x),
           in_place_(std::is_same_v<E, T> && x.class_stride == 1 && class_stride == 1),
           block_(block_size(x.directions)),
+          group_(std::max<std::int64_t>(kGroupBytes / static_cast<std::int64_t>(sizeof(T)) / x.classes, 1)),
+          peaks_(static_cast<std::size_t>(group_)),
           weights_(aligned_buffer<E>(block_)),
           logit_row_(aligned_buffer<E>(block_)),
           rows_(aligned_buffer<E>(x.directions * (in_place_ ? kPanel<E> : block_))),
@@ -281,10 +289,24 @@ class SampleGram {
           lanes_(zeros<E>((1 + x.directions) * x.directions * kPanel<E>)),
           sums_(static_cast<std::size_t>((1 + x.directions) * x.directions)) {}
 
-    // Adds sample n to gram [K, K].
-    void add(std::int64_t n, double* gram) {
+    // Adds samples begin .. end-1 to gram [K, K].
+    void add(std::int64_t begin, std::int64_t end, double* gram) {
+        for (std::int64_t first = begin, last; first < end; first = last) {
+            last = std::min(first + group_, end);
+            for (std::int64_t n = first; n < last; ++n) peaks_[static_cast<std::size_t>(n - first)] = highest_logit(n);
+            for (std::int64_t n = first; n < last; ++n) add(n, peaks_[static_cast<std::size_t>(n - first)], gram);
+        }
+    }
+
+  private:
+    struct Peak {
+        E highest;
+        std::int64_t likeliest;
+    };
+
+    void add(std::int64_t n, const Peak& peak, double* gram) {
         const std::int64_t directions = x_.directions;
-        const auto [highest, likeliest] = highest_logit(n);
+        const auto [highest, likeliest] = peak;
         for (std::int64_t k = 0; k < directions; ++k) offset_[k] = -convert<E>(*tangent(k, n, likeliest));
         if (!moments(n, highest)) {
             for (std::int64_t k = 0; k < directions; ++k) offset_[k] -= static_cast<E>(sums_[k] / mass_);
@@ -298,7 +320,6 @@ class SampleGram {
         }
     }
 
-  private:
     static constexpr E kLowest = -std::numeric_limits<E>::infinity();
 
     // A power of two, so that blocks end where spans do.
@@ -338,7 +359,7 @@ class SampleGram {
     }
 
     // The highest logit of sample n, and its class.
-    std::pair<E, std::int64_t> highest_logit(std::int64_t n) const {
+    Peak highest_logit(std::int64_t n) const {
         E highest = kLowest;
         std::int64_t likeliest = 0;
         for (std::int64_t first = 0, count; first < x_.classes; first += count) {
@@ -397,6 +418,8 @@ class SampleGram {
     TangentView<T> x_;
     bool in_place_;
     std::int64_t block_;
+    std::int64_t group_;
+    std::vector<Peak> peaks_;                      // of a group of samples
     AlignedBuffer<E> weights_, logit_row_, rows_;  // of one block
     std::vector<E> offset_;                        // minus the shift
     double mass_ = 0;
@@ -418,7 +441,7 @@ void softmax_fisher_gram(const T* logits, std::int64_t logits_sample_stride, std
         SampleGram<T> sum(logits, logits_sample_stride, logits_class_stride, tangents);
         double* own = partial.data() + slice * area;
         const std::int64_t end = (slice + 1) * tangents.samples / slices;
-        for (std::int64_t n = slice * tangents.samples / slices; n < end; ++n) sum.add(n, own);
+        sum.add(slice * tangents.samples / slices, end, own);
     });
     for (std::int64_t slice = 0; slice < slices; ++slice)
         for (std::int64_t k = 0; k < tangents.directions; ++k)
