@@ -23,7 +23,8 @@ REPETITIONS = 1000
 @pytest.mark.parametrize("name", RATES)
 def test_rates_are_as_stated(name: str) -> None:
     rate = RATES[name]
-    assert rate.holds(rate.count(REPETITIONS) / REPETITIONS, REPETITIONS)
+    repetitions = round(REPETITIONS * rate.share)
+    assert rate.holds(rate.count(repetitions) / repetitions, repetitions)
 
 
 def test_the_optimal_quantity_is_the_best_of_those_simulated() -> None:

@@ -10,8 +10,8 @@ Four measures, the ones the literature reports, each with an interval by resampl
 
 The intervals are percentiles of the bootstrap, but for tau. Candidates that a resample repeats are tied, and one of
 them may take the weights of several of the first ranks: tau varies more between resamples than between samples, the
-more so the fewer candidates there are. Its interval comes from subsamples without replacement, of as many candidates
-as a resample has distinct ones, 1 - 1/e of all.
+more so the fewer candidates there are. Its interval comes from subsamples without replacement, of two sizes, since tau
+is a matter of pairs as well as of candidates, see :func:`_subsample_interval`.
 
 Where candidates have the same score, the last two are means over all orders of these, so that the order in which the
 candidates are given says nothing.
@@ -124,14 +124,17 @@ def evaluate_ranking(
     everything = np.arange(candidates)[None]
     generator = np.random.default_rng(seed)
     drawn = generator.integers(candidates, size=(resamples, candidates))
-    part = max(round((1 - 1 / math.e) * candidates), 2)
-    chosen = generator.permuted(np.repeat(everything, resamples, axis=0), axis=1)[:, :part]
+    shuffled = generator.permuted(np.repeat(everything, resamples, axis=0), axis=1)
     measures = {}
     for name, measure in _MEASURES.items():
         value = float(_over_targets(measure, scores, accuracies, everything, k)[0])
         if name == "weighted_tau":
-            found = _over_targets(measure, scores, accuracies, chosen, k)
-            low, high = _subsample_interval(value, found[np.isfinite(found)], part, candidates, confidence)
+            parts = {
+                size: found[np.isfinite(found)]
+                for size in _subsample_sizes(candidates)
+                for found in [_over_targets(measure, scores, accuracies, shuffled[:, :size], k)]
+            }
+            low, high = _subsample_interval(value, parts, candidates, confidence)
         else:
             found = _over_targets(measure, scores, accuracies, drawn, k)
             low, high = _bootstrap_interval(found[np.isfinite(found)], candidates, confidence)
@@ -168,20 +171,47 @@ def _bootstrap_interval(found: FloatArray, candidates: int, confidence: float) -
     return float(low), float(high)
 
 
-def _subsample_interval(
-    value: float, found: FloatArray, part: int, candidates: int, confidence: float
-) -> tuple[float, float]:
-    """Of a measure between -1 and 1, from what it is for ``part`` of the candidates.
+def _subsample_sizes(candidates: int) -> list[int]:
+    """A third and half of the candidates, the smaller at least 4, of which there are rankings enough."""
+    small = max(round(candidates / 3), min(4, candidates - 2), 2)
+    large = max(round(candidates / 2), small + 1)
+    return [size for size in (small, large) if size < candidates]
 
-    A mean over a share f of a finite number, drawn without replacement, deviates from that over all with (1 - f) / f
-    times the variance that the latter has itself (Politis, Romano and Wolf, 1999, "Subsampling", section 2.3.1).
+
+def _subsample_interval(
+    value: float, parts: Mapping[int, FloatArray], candidates: int, confidence: float
+) -> tuple[float, float]:
+    """Of the weighted tau of n candidates, from what it is for subsamples of m of them, of two sizes [derived].
+
+    By Hoeffding's decomposition the variance of a statistic of candidates and of pairs of them is a/n + b/(n (n - 1)),
+    and between subsamples of m it is a (1/m - 1/n) + b (1/(m (m - 1)) - 1/(n (n - 1))) on average: two sizes give a
+    and b, and the deviations of the smaller subsamples from their median are scaled to that variance (Politis, Romano
+    and Wolf, 1999, "Subsampling", section 2.3.1, is the case b = 0). Since weights of 1 / (1 + rank) make the
+    estimated variance that of few candidates, quantiles are widened by Student's with as many degrees of freedom as
+    their effective number, (sum w)^2 / sum w^2 (Kish, 1965, "Survey Sampling"), less one.
     """
-    if not len(found) or part == candidates:
+    if not parts or not all(len(found) for found in parts.values()):
         return math.nan, math.nan
-    low, median, high = np.quantile(found, [(1 - confidence) / 2, 0.5, (1 + confidence) / 2])
+    from scipy import stats
+
+    sizes = np.array([*parts, candidates])
+    terms = 1 / np.stack([sizes, sizes * (sizes - 1)], axis=1)
+    shares, variances = terms[:-1] - terms[-1], np.array([found.var() for found in parts.values()])
+    components = np.linalg.lstsq(shares, variances, rcond=None)[0]
+    for other, component in enumerate(components[::-1]):
+        if component < 0 or len(parts) == 1:
+            components = np.zeros(2)
+            components[other] = (variances / shares[:, other]).mean()
+            break
+    weights = 1 / np.arange(1, candidates + 1)
+    tail, freedom = (1 - confidence) / 2, weights.sum() ** 2 / (weights**2).sum() - 1
+    found = next(iter(parts.values()))
+    rare = min(tail, 0.49)  # both quantiles are 0 at one half
+    widened = float(stats.t.isf(rare, freedom) / stats.norm.isf(rare))
+    scale = widened * float(np.sqrt(terms[-1] @ components)) / (float(found.std()) or 1.0)
+    low, median, high = np.quantile(found, [tail, 0.5, 1 - tail])
     # What a few candidates have takes so few values that the median may be the highest: then the wider of two centres.
     centres = [median, value] if candidates < _FEW else [median]
-    scale = math.sqrt(part / (candidates - part))
     return max(value + scale * float(low - max(centres)), -1.0), min(value + scale * float(high - min(centres)), 1.0)
 
 
