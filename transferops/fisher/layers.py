@@ -19,8 +19,6 @@ from transferops import ops
 from transferops._transfer import to_device
 from transferops._validate import fail
 
-_WORKSPACE_ELEMENTS = 1 << 17  # 512 KiB in float32
-
 
 class Gradients(Protocol):
     """Gradients g_n of one parameter, one for each of N samples; results in at least float32."""
@@ -86,16 +84,7 @@ class LinearWeight:
         return torch.stack([part.sum(1) for part in torch.split(terms, ranks, 1)], 1)
 
     def diagonal(self) -> Tensor:
-        rows, columns = self.grads.shape[-1], self.inputs.shape[-1]
-        step = max(64, _WORKSPACE_ELEMENTS // max(1, columns))
-        if self.inputs.dim() == 3 or rows <= step or not self.inputs.is_cpu:
-            return ops.linear_fisher_diagonal(self.inputs, self.grads)
-        # Without positions nothing but weights is large, and the op would need their size once more.
-        result = self.inputs.new_empty((rows, columns), dtype=_wide(self.inputs[:0]).dtype)
-        for start in range(0, rows, step):
-            part = slice(start, start + step)
-            result[part] = ops.linear_fisher_diagonal(self.inputs, self.grads[:, part])
-        return result
+        return ops.linear_fisher_diagonal(self.inputs, self.grads)
 
     def norms(self) -> Tensor:
         return ops.linear_grad_norm(self.inputs, self.grads)

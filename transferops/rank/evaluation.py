@@ -96,6 +96,8 @@ def evaluate_ranking(
             percentiles, expanded for the number of candidates; for tau without, see :mod:`transferops.rank.evaluation`.
             With fewer than about 10 candidates intervals are rough. Where a resample leaves a measure undefined (a
             single value repeated), it does not count; where all do, as for tau of two candidates, the interval is NaN.
+            Where all candidates are in the right order, they are so in every resample: tau's interval is a point, 1,
+            and says nothing of how lucky that was.
         seed: Of the resamples.
 
     Returns:

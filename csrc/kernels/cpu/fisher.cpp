@@ -40,6 +40,13 @@ struct Grid {
     std::int64_t tile(std::int64_t group, std::int64_t column_tile, std::int64_t row_tile) const {
         return (group * column_tiles() + column_tile) * row_tiles() + row_tile;
     }
+    struct Begin {
+        std::int64_t group, column, row;
+    };
+    Begin begin_of(std::int64_t tile) const {
+        return {tile / row_tiles() / column_tiles(), tile / row_tiles() % column_tiles() * kTileColumns<C>,
+                tile % row_tiles() * kTileRows};
+    }
     std::int64_t tiles() const { return groups * column_tiles() * row_tiles(); }
     std::int64_t tasks() const { return groups * column_tiles() * row_blocks(); }
 };
@@ -162,6 +169,10 @@ void gradient_tiles(Source& a, const Operand<T>& b, const LayerShape& shape, boo
     }
 }
 
+// Whether a weight's columns are in the order that they have in tiles, as those of a linear layer are: a permutation
+// that ascends is none.
+bool keeps_order(const LayerShape& shape) { return std::ranges::is_sorted(shape.weight_index); }
+
 // Sinks. A tile whose sample has more runs to come is kept unfinished, except where the result is linear in it.
 
 // total += G_n * G_n.
@@ -187,16 +198,29 @@ struct DiagonalSink {
     void end_slab(const Run*) {}
 };
 
-// total += G_n: with squared operands and one position, that is the diagonal.
+// out += G_n, in the weight's own layout: with squared operands and one position, that is the diagonal.
 template <class C>
 struct SumSink {
-    C* total;
+    C* out;  // [groups * rows][columns]
+    const LayerShape& shape;
+    const Grid<C> grid{shape};
+    const bool in_order = keeps_order(shape);
 
     void begin_slab(std::int64_t, std::int64_t) {}
     SumSink& begin_task(std::int64_t) { return *this; }
 
     void tile(Level level, const TileOperands<C>& x, std::int64_t index, std::int64_t, const Run&) {
-        multiply_tile(level, x, AddTile<C>{total + index * kTileArea<C>});
+        const auto [group, first_column, first_row] = grid.begin_of(index);
+        C* target = out + (group * grid.rows + first_row) * grid.columns;
+        const std::int64_t rows = std::min(kTileRows, grid.rows - first_row);
+        const std::int64_t columns = std::min(kTileColumns<C>, grid.columns - first_column);
+        if (in_order && rows == kTileRows && columns == kTileColumns<C>)
+            return multiply_tile(level, x, AddTile<C>{target + first_column, grid.columns});
+        alignas(64) C sums[kTileArea<C>];
+        multiply_tile(level, x, StoreTile<C>{sums});
+        for (std::int64_t row = 0; row < rows; ++row)
+            for (std::int64_t i = 0; i < columns; ++i)
+                target[row * grid.columns + shape.weight_index[first_column + i]] += sums[row * kTileColumns<C> + i];
     }
 
     void end_task(std::int64_t, SumSink&) {}
@@ -308,13 +332,20 @@ struct NormSink {
 template <class C>
 void unpack_tiles(const C* tiles, const LayerShape& shape, C* out, const ParallelFor& parallel_for) {
     const Grid<C> grid(shape);
+    const bool in_order = keeps_order(shape);
     parallel_for(grid.groups * grid.row_tiles(), [&](std::int64_t task) {
         const std::int64_t group = task / grid.row_tiles(), j = task % grid.row_tiles();
         for (std::int64_t row = j * kTileRows; row < std::min((j + 1) * kTileRows, grid.rows); ++row) {
             C* target = out + (group * grid.rows + row) * grid.columns;
-            for (std::int64_t i = 0; i < grid.columns; ++i)
-                target[shape.weight_index[i]] = tiles[grid.tile(group, i / kTileColumns<C>, j) * kTileArea<C> +
-                                                      row % kTileRows * kTileColumns<C> + i % kTileColumns<C>];
+            for (std::int64_t first = 0; first < grid.columns; first += kTileColumns<C>) {
+                const C* source = tiles + grid.tile(group, first / kTileColumns<C>, j) * kTileArea<C> +
+                                  row % kTileRows * kTileColumns<C>;
+                const std::int64_t columns = std::min(kTileColumns<C>, grid.columns - first);
+                if (in_order)
+                    std::copy_n(source, columns, target + first);
+                else
+                    for (std::int64_t i = 0; i < columns; ++i) target[shape.weight_index[first + i]] = source[i];
+            }
         }
     });
 }
@@ -326,19 +357,21 @@ AlignedBuffer<C> pack_tiles(const C* directions, std::int64_t count, const Layer
     const Grid<C> grid(shape);
     auto tiles = aligned_buffer<C>(grid.tiles() * count * kTileArea<C>);
     const std::int64_t weights = grid.groups * grid.rows * grid.columns;
+    const bool in_order = keeps_order(shape);
     parallel_for(grid.tiles(), [&](std::int64_t tile) {
-        const std::int64_t j = tile % grid.row_tiles();
-        const std::int64_t first = tile / grid.row_tiles() % grid.column_tiles() * kTileColumns<C>;
-        const std::int64_t group = tile / grid.row_tiles() / grid.column_tiles();
-        const std::int64_t rows = std::min(kTileRows, grid.rows - j * kTileRows);
+        const auto [group, first, first_row] = grid.begin_of(tile);
+        const std::int64_t rows = std::min(kTileRows, grid.rows - first_row);
         const std::int64_t columns = std::min(kTileColumns<C>, grid.columns - first);
         C* out = tiles.get() + tile * count * kTileArea<C>;
         std::memset(out, 0, static_cast<std::size_t>(count * kTileArea<C>) * sizeof(C));
         for (std::int64_t k = 0; k < count; ++k)
             for (std::int64_t row = 0; row < rows; ++row) {
-                const C* source = directions + k * weights + (group * grid.rows + j * kTileRows + row) * grid.columns;
-                for (std::int64_t i = 0; i < columns; ++i)
-                    out[k * kTileArea<C> + row * kTileColumns<C> + i] = source[shape.weight_index[first + i]];
+                const C* source = directions + k * weights + (group * grid.rows + first_row + row) * grid.columns;
+                C* target = out + k * kTileArea<C> + row * kTileColumns<C>;
+                if (in_order)
+                    std::copy_n(source + first, columns, target);
+                else
+                    for (std::int64_t i = 0; i < columns; ++i) target[i] = source[shape.weight_index[first + i]];
             }
     });
     return tiles;
@@ -482,24 +515,23 @@ void fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, const Parallel
     std::fill_n(out, shape.groups * shape.rows * shape.columns, C(0));
     if (is_empty(shape)) return;
     if (tiles_are_mostly_empty<C>(shape)) return plane_diagonal(layer, shape, out, parallel_for);
-    const std::int64_t area = Grid<C>(shape).tiles() * kTileArea<C>;
-    const auto total = zeros<C>(area);
     with_operands(layer, [&](auto& a, const auto& b) {
         if (shape.positions == 1) {  // (B * B)^T (A * A): samples take the place of positions
             auto inputs = all_samples_as_one(a, shape.samples, parallel_for);
             auto outputs = b;
             const auto rows = all_samples_as_one(outputs, shape.samples, parallel_for);
-            LayerShape one = shape;
-            std::swap(one.samples, one.positions);
-            SumSink<C> sink{total.get()};
-            gradient_tiles<C>(inputs, rows, one, true, sink, parallel_for);
+            std::swap(shape.samples, shape.positions);
+            SumSink<C> sink{out, shape};
+            gradient_tiles<C>(inputs, rows, shape, true, sink, parallel_for);
         } else {
+            const std::int64_t area = Grid<C>(shape).tiles() * kTileArea<C>;
+            const auto total = zeros<C>(area);
             const auto unfinished = aligned_buffer<C>(shape.positions > kPositions ? area : 0);
             DiagonalSink<C> sink{total.get(), unfinished.get()};
             gradient_tiles<C>(a, b, shape, false, sink, parallel_for);
+            unpack_tiles(total.get(), shape, out, parallel_for);
         }
     });
-    unpack_tiles(total.get(), shape, out, parallel_for);
 }
 
 template <class T>
