@@ -58,11 +58,13 @@ lint: $(VENV)/.installed-lint $(VENV)/.installed-cli
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu')
 
-# Known vulnerabilities of the versions in constraints.txt; asks pypi.org, so it is a step of its own and none of the
-# offline CI. Strict: a version that could not be looked up is a failure, and not "no known vulnerabilities".
-audit: $(VENV)/.torch
-	$(PIP) pip-audit
-	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+# Known vulnerabilities of the versions in constraints.txt; asks pypi.org, so that CI takes this step where that answers.
+# Strict: a version that could not be looked up is a failure, and not "no known vulnerabilities". In an environment of its
+# own, since what pip-audit needs has no place among the project's.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 format: $(VENV)/.installed-lint
 	$(BIN)/ruff check --fix .
