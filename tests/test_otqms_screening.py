@@ -150,27 +150,25 @@ class TestScreen:
         assert second.startswith("source d: undecided, its labels")
 
     @pytest.mark.parametrize(
-        ("first", "rounds"),
+        ("first", "rounds", "kept"),
         [
-            # The second waits for a model of the first, and has then to agree with that.
-            ({0: "accept", 1: "weak", 2: "reject"}, [(), (0,)]),
-            # There is nothing better to start from.
-            ({0: "weak", 1: "reject", 2: "reject"}, [(), (0,)]),
-            ({0: "weak", 1: "weak", 2: "reject"}, [(), (0, 1)]),
+            # The second waits for a model of the first, which finds it of no use.
+            (("accept", "weak", "reject"), [(), (0,), (0, 2)], (0, 2)),
+            # There is nothing better to start from, or to go on with.
+            (("weak", "reject", "reject"), [(), (0,), (0, 2)], (0, 2)),
+            (("weak", "weak", "reject"), [(), (0, 1)], (0, 1, 2)),
         ],
     )
     def test_the_weak_are_admitted_where_there_is_nothing_better(
-        self, first: dict[int, str], rounds: list[tuple[int, ...]]
+        self, first: tuple[str, ...], rounds: list[tuple[int, ...]], kept: tuple[int, ...]
     ) -> None:
         def judge(admitted: tuple[int, ...], others: tuple[int, ...]) -> LabelVerdicts:
             numbers = np.zeros(len(others))
-            told = {1: "reject", 2: "weak"} if admitted else first
+            told = ("", "reject", "weak") if admitted else first
             return LabelVerdicts(tuple(told[i] for i in others), numbers, numbers, numbers, numbers)
 
         found = screen(["a", "b", "c"], judge)
-        assert found.judges == tuple(rounds)
-        assert found.kept == (*rounds[-1], 2)  # weak to the end: not shown to be of no use
-        assert found.sentences[-1].startswith("source c: weak, its labels")
+        assert (found.judges, found.kept) == (tuple(rounds), kept)
 
     def test_without_a_first_nothing_is_told(self) -> None:
         zero = np.zeros(2)

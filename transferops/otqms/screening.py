@@ -160,11 +160,10 @@ class Screening:
 def screen(names: Sequence[str], judge: Callable[[Sources, Sources], LabelVerdicts]) -> Screening:
     """Spread trust from the target over the sources, and reject what it does not reach and what is of no use.
 
-    Admitted are those that agree. One that agrees but weakly waits for the next round, where a model of more samples
-    judges, since among several sources one with arbitrary labels may come out so by chance; in the first round weak
-    ones are admitted if there is nothing better. If the target alone admits none, its samples are too few to tell
-    anything, and all are kept. The error rate of :func:`judge_labels` is that of one round, of which there are rarely
-    more than two or three.
+    Admitted are those that agree; those that agree but weakly if there are no others. Otherwise they wait for the next
+    round, where a model of more samples judges, since among several sources one with arbitrary labels may come out so
+    by chance. If the target alone admits none, its samples are too few to tell anything, and all are kept. The error
+    rate of :func:`judge_labels` is that of one round, of which there are rarely more than two or three.
 
     Args:
         names: Of the sources.
@@ -181,9 +180,7 @@ def screen(names: Sequence[str], judge: Callable[[Sources, Sources], LabelVerdic
         others = tuple(i for i in everything if i not in admitted)
         verdicts = judge(admitted, others)
         decisions = dict(zip(others, verdicts.decisions, strict=True))
-        new = [i for i in others if decisions[i] == "accept"]
-        if not new and not admitted:
-            new = [i for i in others if decisions[i] == "weak"]
+        new = [i for i in others if decisions[i] == "accept"] or [i for i in others if decisions[i] == "weak"]
         if new:
             admitted = tuple(sorted((*admitted, *new)))
             continue
