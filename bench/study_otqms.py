@@ -214,9 +214,7 @@ def write_tables() -> None:
         "Test accuracy in %, mean over seeds; then the mean over the targets, its standard error over seeds (of the "
         "targets' means). Strategies with every target and seed stand first. Unrelated: their share of the loss. One "
         "thread; seconds of the fastest training (others ran beside other work), its preparation included; - where "
-        "none is known to have had the machine to itself. recommended-unshrunk is `recommended` as it was before "
-        "commit b9e9a9e, without the shrinking of theta_0, and recommended-shrunk as it was from there to 5c73397, "
-        "shrunk by all noise of theta_0 and not only by that between the sources.\n"
+        "none is known to have had the machine to itself.\n"
     )
     (JOURNALS.parent / "study_otqms.md").write_text("\n".join([head, *sections]))
     (JOURNALS.parent / "study_otqms.json").write_text(json.dumps({"studies": document}, indent=1) + "\n")

@@ -79,7 +79,9 @@ def command_lines() -> dict[str, str]:
 
 
 STRANGER = runpy.run_path(str(ROOT / "scripts" / "strangers_path.py"))
-CI = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
+CI_TEXT = (ROOT / ".ci" / "run").read_text()
+CI_TARGETS = " ".join(re.findall(r"^ *rest\+?=\((.*)\)$", CI_TEXT, re.M)).split()  # that run side by side
+CI = [*map(str.strip, CI_TEXT.splitlines()), *(f"make {target}" for target in CI_TARGETS)]
 LINES = command_lines()
 OURS = [line for line in LINES if re.match(r"(torchrun .* -m )?transferops ", line)]
 
