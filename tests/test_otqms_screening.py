@@ -150,25 +150,27 @@ class TestScreen:
         assert second.startswith("source d: undecided, its labels")
 
     @pytest.mark.parametrize(
-        ("first", "rounds", "kept"),
+        ("first", "last", "rounds", "kept"),
         [
-            # The second waits for a model of the first, which finds it of no use.
-            (("accept", "weak", "reject"), [(), (0,), (0, 2)], (0, 2)),
-            # There is nothing better to start from, or to go on with.
-            (("weak", "reject", "reject"), [(), (0,), (0, 2)], (0, 2)),
-            (("weak", "weak", "reject"), [(), (0, 1)], (0, 1, 2)),
+            # A weak one helps to judge the third, and is itself judged by those that are not weak.
+            (("accept", "weak", "reject"), "reject", [(), (0, 1), (0, 2)], (0, 2)),
+            (("accept", "weak", "reject"), "weak", [(), (0, 1), (0, 2)], (0, 1, 2)),
+            (("accept", "weak", "accept"), "reject", [(), (0, 2)], (0, 2)),
+            # There is nobody to judge them.
+            (("weak", "weak", "weak"), "reject", [()], (0, 1, 2)),
         ],
     )
-    def test_the_weak_are_admitted_where_there_is_nothing_better(
-        self, first: tuple[str, ...], rounds: list[tuple[int, ...]], kept: tuple[int, ...]
+    def test_the_weak_are_judged_once_more(
+        self, first: tuple[str, ...], last: str, rounds: list[tuple[int, ...]], kept: tuple[int, ...]
     ) -> None:
         def judge(admitted: tuple[int, ...], others: tuple[int, ...]) -> LabelVerdicts:
             numbers = np.zeros(len(others))
-            told = ("", "reject", "weak") if admitted else first
+            told = ("", last, "accept") if admitted else first
             return LabelVerdicts(tuple(told[i] for i in others), numbers, numbers, numbers, numbers)
 
         found = screen(["a", "b", "c"], judge)
         assert (found.judges, found.kept) == (tuple(rounds), kept)
+        assert len(found.sentences) == (last != "accept" and len(rounds) > 1)
 
     def test_without_a_first_nothing_is_told(self) -> None:
         zero = np.zeros(2)

@@ -160,10 +160,10 @@ class Screening:
 def screen(names: Sequence[str], judge: Callable[[Sources, Sources], LabelVerdicts]) -> Screening:
     """Spread trust from the target over the sources, and reject what it does not reach and what is of no use.
 
-    Admitted are those that agree; those that agree but weakly if there are no others. Otherwise they wait for the next
-    round, where a model of more samples judges, since among several sources one with arbitrary labels may come out so
-    by chance. If the target alone admits none, its samples are too few to tell anything, and all are kept. The error
-    rate of :func:`judge_labels` is that of one round, of which there are rarely more than two or three.
+    Admitted are those that agree, be it weakly. Among several sources with arbitrary labels one may come out so by
+    chance: what agreed weakly is judged once more at the end, by a model of those that agreed well. If the target alone
+    admits none, its samples are too few to tell anything, and all are kept. The error rate of :func:`judge_labels` is
+    that of one round, of which there are rarely more than two or three.
 
     Args:
         names: Of the sources.
@@ -173,24 +173,40 @@ def screen(names: Sequence[str], judge: Callable[[Sources, Sources], LabelVerdic
     Returns:
         See :class:`Screening`.
     """
-    everything, admitted = tuple(range(len(names))), Sources()
+    everything, admitted, weak = tuple(range(len(names))), Sources(), Sources()
     judges: list[Sources] = []
+    sentences: list[str] = []
+    rejected: set[int] = set()
+
+    def ask(trusted: Sources, others: Sources) -> LabelVerdicts:
+        judges.append(trusted)
+        return judge(trusted, others)
+
+    def conclude(trusted: Sources, others: Sources, verdicts: LabelVerdicts) -> None:
+        judged_by = ", ".join(names[i] for i in trusted)
+        for number, (i, decision) in enumerate(zip(others, verdicts.decisions, strict=True)):
+            if decision != "accept":
+                sentences.append(verdicts.sentence(number, names[i], judged_by))
+            if decision == "reject":
+                rejected.add(i)
+
     while len(admitted) < len(names):
-        judges.append(admitted)
         others = tuple(i for i in everything if i not in admitted)
-        verdicts = judge(admitted, others)
+        verdicts = ask(admitted, others)
         decisions = dict(zip(others, verdicts.decisions, strict=True))
-        new = [i for i in others if decisions[i] == "accept"] or [i for i in others if decisions[i] == "weak"]
-        if new:
-            admitted = tuple(sorted((*admitted, *new)))
-            continue
-        if not admitted:
+        new = tuple(i for i in others if decisions[i] in ("accept", "weak"))
+        if not new and not admitted:
             told = "screening: the target's samples do not tell which sources' labels are arbitrary; none is rejected"
             return Screening(everything, (told,), tuple(judges))
-        trusted = ", ".join(names[i] for i in admitted)
-        sentences = tuple(verdicts.sentence(number, names[i], trusted) for number, i in enumerate(others))
-        return Screening(tuple(i for i in everything if decisions.get(i) != "reject"), sentences, tuple(judges))
-    return Screening(everything, (), tuple(judges))
+        if not new:
+            conclude(admitted, others, verdicts)
+            break
+        weak += tuple(i for i in new if decisions[i] == "weak")
+        admitted = tuple(sorted((*admitted, *new)))
+    firm = tuple(i for i in admitted if i not in weak)
+    if weak and firm:
+        conclude(firm, weak, ask(firm, weak))
+    return Screening(tuple(i for i in everything if i not in rejected), tuple(sentences), tuple(judges))
 
 
 def _checked(name: str, given: ArrayLike, label_name: str, truth: ArrayLike) -> tuple[FloatArray, IntArray]:
