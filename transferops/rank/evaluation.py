@@ -131,11 +131,10 @@ def evaluate_ranking(
     for name, measure in _MEASURES.items():
         value = float(_over_targets(measure, scores, accuracies, everything, k)[0])
         if name == "weighted_tau":
-            parts = {
-                size: found[np.isfinite(found)]
-                for size in _subsample_sizes(candidates)
-                for found in [_over_targets(measure, scores, accuracies, shuffled[:, :size], k)]
-            }
+            parts = {}
+            for size in _subsample_sizes(candidates):
+                found = _over_targets(measure, scores, accuracies, shuffled[:, :size], k)
+                parts[size] = found[np.isfinite(found)]
             low, high = _subsample_interval(value, parts, candidates, confidence)
         else:
             found = _over_targets(measure, scores, accuracies, drawn, k)
