@@ -1,8 +1,10 @@
 """GPU benchmarks: CUDA events, median, inputs several times the L2, random data. Called by bench/gpu.sh.
 
-    python bench/gpu.py --output DIRECTORY    measure
-    python bench/gpu.py --dry-run             the whole flow with small sizes on the CPU: no figure of it means anything
-    python bench/gpu.py --plan                the table of docs/gpu.md: floors and predictions for an H200, no device
+    python bench/gpu.py --output DIRECTORY              measure, a row at a time, into DIRECTORY/gpu-NAME.json
+    python bench/gpu.py --output DIRECTORY --steps FILE add the exit statuses of other steps to that file
+    python bench/gpu.py --dry-run                       the whole flow with small sizes on the CPU, written nowhere: no
+                                                        figure of it means anything
+    python bench/gpu.py --plan                          the table of docs/gpu.md: floors and predictions for an H200
 
 The cases of gpu_cases.py stand against torch in the same run, and against their floor: bytes over the measured copy
 bandwidth or operations over the measured matrix rate, the larger. Errors are relative, in the Frobenius norm, to
@@ -127,7 +129,7 @@ def predicted_milliseconds(case: Case) -> float:
     """On an H200, by bytes or by the operations of our route at the expected rate."""
     rate = EXPECTED_RATES[case.expected_rate or case.rate]
     operations = case.operations if case.done is None else case.done
-    return max(case.bytes_moved / DATASHEET_COPY, operations / rate) * 1e3
+    return (case.bytes_before / DATASHEET_COPY + max(case.bytes_moved / DATASHEET_COPY, operations / rate)) * 1e3
 
 
 def plan() -> str:
@@ -195,8 +197,11 @@ def model_rows(meter: Meter, dry: bool) -> dict[str, Any]:
     return rows
 
 
-def run(dry: bool) -> dict[str, Any]:
-    """All measurements but those of the steps before."""
+Record = Callable[[dict[str, Any]], None]
+
+
+def measure_all(dry: bool, record: Record, late: Callable[[], bool]) -> None:
+    """Hands the report to ``record`` after every measurement; what is ``late`` is left out and named."""
     meter = Meter("cpu" if dry else "cuda")
 
     def cut(size: int) -> int:
@@ -206,54 +211,87 @@ def run(dry: bool) -> dict[str, Any]:
     bandwidth = meter.copy_bandwidth(1 << (10 if dry else 30))
     dtypes = {"float64": torch.float64, "float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
     rates = {name: meter.matrix_rate(dtype, 64 if dry else 8192, tf32=name == "tf32") for name, dtype in dtypes.items()}
-    rows = []
-    for make in all_cases(cut):
-        with torch.device(meter.device):
-            case = make()
-        rows.append(measure(case, meter, bandwidth, rates))
-        print(json.dumps(rows[-1]), flush=True)
-        del case
-        if meter.on_gpu:
-            torch.cuda.empty_cache()
-    gpu = torch.cuda.get_device_name() if meter.on_gpu else "none"
-    return {
-        "environment": environment() | {"gpu": gpu, "cuda": torch.version.cuda},
+    report: dict[str, Any] = {
+        "environment": environment() | {"gpu": gpu_name(), "cuda": torch.version.cuda},
         "copy_bytes_per_second": bandwidth,
         "matrix_operations_per_second": rates,
-        "benchmarks": rows,
-        "ViT-B/16, 64 images, bfloat16": model_rows(meter, dry),
-        "small Fisher steps, milliseconds": graph_milliseconds(meter),
-        "h_score_milliseconds N=100000 D=1024 C=100": h_score_milliseconds(
+        "benchmarks": [],
+        "left_out": [],
+    }
+    others: dict[str, Callable[[], Any]] = {
+        "ViT-B/16, 64 images, bfloat16": lambda: model_rows(meter, dry),
+        "small Fisher steps, milliseconds": lambda: graph_milliseconds(meter),
+        "h_score_milliseconds N=100000 D=1024 C=100": lambda: h_score_milliseconds(
             meter, 400 if dry else 100_000, 30 if dry else 1024, 100
         ),
     }
+    for name, rows in others.items():
+        if late():
+            report["left_out"].append(name)
+        else:
+            report[name] = rows()
+        record(report)
+    for make in all_cases(cut):
+        if late():
+            with torch.device("meta"):
+                case = make()
+            report["left_out"].append(f"{case.name} {case.sizes}")
+            continue
+        with torch.device(meter.device):
+            case = make()
+        report["benchmarks"].append(measure(case, meter, bandwidth, rates))
+        print(json.dumps(report["benchmarks"][-1]), flush=True)
+        record(report)
+        del case
+        if meter.on_gpu:
+            torch.cuda.empty_cache()
+    record(report)
+
+
+def gpu_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def report_file(directory: Path) -> Path:
+    return directory / f"gpu-{gpu_name().lower().replace(' ', '-')}.json"
+
+
+def write(file: Path, report: dict[str, Any]) -> None:
+    """Complete or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.replace(file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=Path, help="file of name=exit status lines of the steps before")
-    parser.add_argument("--output", type=Path, help="directory for the JSON")
+    parser.add_argument("--output", type=Path, help="directory of the JSON")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no measurement later than this")
+    parser.add_argument("--steps", type=Path, help="file of name=exit status lines, added to the JSON that is there")
     parser.add_argument("--dry-run", action="store_true", help="small sizes on the CPU, nothing written")
     parser.add_argument("--plan", action="store_true", help="print floors and predictions and leave")
     arguments = parser.parse_args()
     if arguments.plan:
         print(plan())
         return
-    if not arguments.dry_run:
-        if not torch.cuda.is_available():
-            parser.error(f"needs a CUDA device; torch {torch.__version__} finds none")
-        if arguments.output is None:
-            parser.error("needs --output")
-    lines = arguments.steps.read_text().split() if arguments.steps else []
-    steps = {name: int(code) for name, code in (line.split("=") for line in lines)}
-    report = run(arguments.dry_run) | {"steps_exit_status": steps}
-    text = json.dumps(report, indent=1) + "\n"
+    end = time.monotonic() + arguments.seconds
     if arguments.dry_run:
+        measure_all(True, lambda report: None, lambda: time.monotonic() > end)
         print("dry run: complete", file=sys.stderr)
         return
-    target = arguments.output / f"gpu-{report['environment']['gpu'].lower().replace(' ', '-')}.json"
-    target.write_text(text)
-    print(f"written: {target.name}")
+    if arguments.output is None:
+        parser.error("needs --output")
+    file = report_file(arguments.output)
+    if arguments.steps:
+        statuses = dict(line.split("=") for line in arguments.steps.read_text().split())
+        report = json.loads(file.read_text()) if file.exists() else {}
+        write(file, report | {"steps_exit_status": {name: int(code) for name, code in statuses.items()}})
+        return
+    if not torch.cuda.is_available():
+        parser.error(f"needs a CUDA device; torch {torch.__version__} finds none")
+    file.unlink(missing_ok=True)  # of another commit, perhaps
+    measure_all(False, lambda report: write(file, report), lambda: time.monotonic() > end)
+    print(f"written: {file.name}")
 
 
 if __name__ == "__main__":

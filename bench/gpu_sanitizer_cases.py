@@ -7,7 +7,7 @@ import torch
 from transferops import ops
 
 for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-    for samples, dim, classes in ((1, 1, 1), (7, 3, 2), (65, 33, 5), (300, 129, 7), (1000, 20, 3)):
+    for samples, dim, classes in ((1, 1, 1), (7, 3, 2), (65, 33, 5), (300, 129, 7), (1000, 20, 3), (35, 775, 2)):
         features = torch.randn(2, samples, dim, device="cuda").to(dtype)
         for view in (features, features[:, 1:, 1:]):
             labels = torch.randint(classes, (view.shape[1],), device="cuda")

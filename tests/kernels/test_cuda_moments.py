@@ -171,6 +171,32 @@ def test_narrow_shapes(emulator, function, shape, type):
     assert np.array_equal(gram, gram.swapaxes(1, 2))
 
 
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("more", [0, 3])
+@pytest.mark.parametrize(("type", "least"), [("float32", 768), ("float64", 320)])
+def test_narrow_rounded_ahead(emulator, type, least, more, sets):
+    """From so many columns on features are copied as bfloat16, 32 rows to a block; with fewer nothing is."""
+    columns = least + more
+    features = make_features((sets, 43, columns), type, offset=4000)
+    (gram,) = check(emulator, "bfloat16_gram", features, multiprocessors=1)
+    assert emulator.workspace == sets * 43 * -(-columns // 8) * 2
+    assert np.array_equal(gram, gram.swapaxes(1, 2))
+    emulator.run("bfloat16_gram", make_features((1, 1, least - 1), type), multiprocessors=1)
+    assert emulator.workspace == 0
+
+
+def test_narrow_rounded_ahead_and_split(emulator):
+    check(emulator, "bfloat16_gram", make_features((1, 700, 320), "float64"), multiprocessors=64)
+    assert emulator.workspace > 700 * 320 / 4
+
+
+def test_narrow_rounded_ahead_from_odd_places(emulator):
+    place = {"row_stride": 773, "set_stride": 9 * 773 + 3, "displacement": 3}
+    check(emulator, "bfloat16_gram", make_features((2, 9, 770), "float32", **place))
+    (gram,) = check(emulator, "bfloat16_gram", make_features((1, 0, 800), "float32"))
+    assert (gram == 0).all()
+
+
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("layout", ["aligned strides", "odd everything"])
 def test_narrow_layouts(emulator, layout, type):

@@ -90,6 +90,8 @@ MOMENTS_CHANGES = (
         "2 * (Left::kBytes + Right::kBytes);",
         "2 * (Left::kBytes + Right::kBytes) - 80;",
     ),
+    ("rounded: rows of a flight left out", "gram_narrow.cu", "first += kRoundFlight", "first += 2 * kRoundFlight"),
+    ("rounded: the first set's shift", "gram_narrow.cu", "shift[set * x.columns + column + v]", "shift[column + v]"),
     ("norms: a row too many", "moments.cu", "if (part + r >= count)", "if (part + r > count)"),
     ("norms: one buffer for two batches", "moments.cu", "/ kNormRows % 2 *", "/ kNormRows % 1 *"),
 )
@@ -108,6 +110,7 @@ def moments_cases() -> list[Case]:
         ("tf32_gram", (1, 2060, 3), {"multiprocessors": 1}),
         ("tf32_gram", (1, 700, 40), {"multiprocessors": 64}),
         ("float32_gram", (1, 1030, 3), {"multiprocessors": 1}),
+        ("bfloat16_gram", (2, 19, 768), {"multiprocessors": 1}),
         ("norm_moments", (1, 71, 35), {}),
         ("norm_moments", (1, 512 * 16 * 2 + 3, 2), {}),
         ("class_sums", (1, 268, 96), {"labels": labels, "classes": 4100}),

@@ -44,7 +44,8 @@ std::int64_t gram_workspace(std::int64_t sets, std::int64_t rows, std::int64_t c
 enum class Precision { kFloat32, kTf32, kBfloat16 };
 
 // `gram` on the narrow tensor cores. With u = 2^-24 an entry is within (8 + 4 + 12 + 64) u, 2^-10 + 2^-14 or 2^-7 +
-// 2^-14 of sum_n |y_ni y_nj|, where the tensor cores' sums are rounded once a step.
+// 2^-14 of sum_n |y_ni y_nj|, where the tensor cores' sums are rounded once a step. Wide features of 4 or 8 bytes are
+// rounded to bfloat16 into the workspace first.
 template <class T>
 cudaError_t narrow_gram(const FeatureSets<T>& features, const double* shift, Precision precision, double* gram,
                         double* workspace, int multiprocessors, cudaStream_t stream);
