@@ -205,11 +205,6 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 template <class T, class E>
 constexpr bool kMayRound = std::is_same_v<E, bfloat16> && sizeof(T) > 2;
 
-template <class T, class E>
-bool rounds_ahead(const FeatureSets<T>& x) {
-    return kMayRound<T, E> && x.columns >= (sizeof(T) == 4 ? 768 : 320);
-}
-
 // Rows of the copy begin at multiples of 16 bytes and end with zeros.
 template <class T>
 std::int64_t rounded_pitch(const FeatureSets<T>& x) {
@@ -219,6 +214,12 @@ std::int64_t rounded_pitch(const FeatureSets<T>& x) {
 template <class T>
 std::int64_t rounded_doubles(const FeatureSets<T>& x) {
     return x.sets * x.rows * rounded_pitch(x) / 4;
+}
+
+template <class T, class E>
+bool rounds_ahead(const FeatureSets<T>& x) {
+    constexpr std::int64_t kMostDoubles = std::int64_t{1} << 31;  // 16 GiB; more than that may not be free
+    return kMayRound<T, E> && x.columns >= (sizeof(T) == 4 ? 768 : 320) && rounded_doubles(x) <= kMostDoubles;
 }
 
 constexpr int kRoundThreads = 256;
