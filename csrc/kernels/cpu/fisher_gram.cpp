@@ -31,7 +31,8 @@ constexpr std::int64_t kGroupBytes = 32 << 10;  // of the logits of samples that
 constexpr std::int64_t kSampleSlices = 64;      // added in order
 constexpr double kFar = 0.875;  // of a second moment may be the square of the mean: costs 3 of float32's 24 digits
 
-// Rows in cache are worked on in whole vectors: they are padded to multiples of kPanel with what counts for nothing.
+// Rows are worked on in whole vectors, of which the last begins early enough to end with the row; what it has in common
+// with the one before it counts once. Rows shorter than a vector are padded to it with what counts for nothing.
 
 template <class E>
 constexpr E inverse_factorial(int n) {
@@ -65,7 +66,7 @@ __attribute__((always_inline)) inline typename Simd<E, LANES>::Vector exp_of_neg
     return x < kSmallest ? Vector{} : sum * (Vector)power;
 }
 
-// The highest entry of a row of fewer than 2^31, and its place; NaN is higher than nothing.
+// The highest entry of a row of one vector to 2^31 entries, and its place; NaN is higher than nothing.
 template <class E>
 struct Highest {
     const E* row;
@@ -91,7 +92,7 @@ struct Highest {
         std::int64_t i = 0;
         for (; i + kChains * LANES <= count; i += kChains * LANES)
             for (int j = 0; j < kChains; ++j) look(i + j * LANES, j);
-        for (; i < count; i += LANES) look(i, 0);
+        for (; i < count; i += LANES) look(std::min(i, count - LANES), 0);
         for (int j = 1; j < kChains; ++j) {
             const auto higher = best[j] > best[0];
             best[0] = higher ? best[j] : best[0];
@@ -104,7 +105,7 @@ struct Highest {
     }
 };
 
-// A block of classes of one sample, a multiple of kPanel.
+// A block of classes of one sample, at least a vector of them. The weights are in whole vectors.
 template <class E>
 struct Block {
     const E* x;  // [directions][classes], rows row_stride apart
@@ -112,7 +113,7 @@ struct Block {
     const E* weights;
 };
 
-// weights = exp(logits - highest), and their sum; `count` is a multiple of kPanel.
+// weights = exp(logits - highest), and their sum. In the last vector 0 for what is in the one before it, too.
 template <class E>
 struct Exponentials {
     const E* logits;
@@ -125,8 +126,16 @@ struct Exponentials {
     __attribute__((always_inline)) inline void run() const {
         using Vectors = Simd<E, LANES>;
         typename Vectors::Vector total{};
-        for (std::int64_t c = 0; c < count; c += LANES)
-            total += Vectors::at(weights + c) = exp_of_negative<E, LANES>(Vectors::load(logits + c) - highest);
+        const auto exponentials = [&](std::int64_t c) __attribute__((always_inline)) {
+            return exp_of_negative<E, LANES>(Vectors::load(logits + c) - highest);
+        };
+        std::int64_t c = 0;
+        for (; c + LANES <= count; c += LANES) total += Vectors::at(weights + c) = exponentials(c);
+        if (c < count) {
+            Vectors::at(weights + c) = exponentials(count - LANES);
+            std::fill_n(weights + c, c + LANES - count, E{0});
+            total += Vectors::load(weights + c);
+        }
         sum = sum_of_lanes<E, LANES>(total);
     }
 };
@@ -207,14 +216,7 @@ struct Moments {
             TRANSFEROPS_UNROLL
             for (int l = OWN ? k : 0; l < L; ++l) sum[k][l] = Vectors::load(tile + k * tile_stride + l * kPanel<E>);
         }
-        TRANSFEROPS_TWICE
-        for (std::int64_t c = 0; c < classes; c += LANES) {
-            if (OWN && c % kPanel<E> == 0)
-                for (int k = 0; k < K; ++k) {
-                    const char* line = next + (first + k) * next_stride + c * next_step;
-                    __builtin_prefetch(line, 0, 2);  // to be read; from L2 on
-                }
-            const Vector weight = Vectors::load(weights + c);
+        const auto step = [&](std::int64_t c, const Vector& weight) __attribute__((always_inline)) {
             Vector weighted[K];
             for (int k = 0; k < K; ++k) {
                 const Vector y = Vectors::load(left + k * stride + c) + left_offset[k];
@@ -227,7 +229,18 @@ struct Moments {
                 const Vector y = Vectors::load(right + l * stride + c) + right_offset[l];
                 for (int k = 0; k < K; ++k) sum[k][l] += weighted[k] * y;
             }
+        };
+        std::int64_t c = 0;
+        TRANSFEROPS_TWICE
+        for (; c + LANES <= classes; c += LANES) {
+            if (OWN && c % kPanel<E> == 0)
+                for (int k = 0; k < K; ++k) {
+                    const char* line = next + (first + k) * next_stride + c * next_step;
+                    __builtin_prefetch(line, 0, 2);  // to be read; from L2 on
+                }
+            step(c, Vectors::load(weights + c));
         }
+        if (c < classes) step(classes - LANES, Vectors::load(weights + c));
         TRANSFEROPS_UNROLL
         for (int k = 0; k < K; ++k) {
             if (OWN) Vectors::at(own_mean + k * kPanel<E>) = total[k];
@@ -279,6 +292,7 @@ class SampleGram {
           logits_class_stride_(class_stride),
           x_(x),
           in_place_(std::is_same_v<E, T> && x.class_stride == 1 && class_stride == 1),
+          least_(lanes<E>()),
           block_(block_size(x.directions)),
           group_(std::max<std::int64_t>(kGroupBytes / static_cast<std::int64_t>(sizeof(T)) / x.classes, 1)),
           peaks_(static_cast<std::size_t>(group_)),
@@ -336,16 +350,12 @@ class SampleGram {
         return x_.data + k * x_.direction_stride + n * x_.sample_stride + c * x_.class_stride;
     }
 
-    static std::int64_t padded(std::int64_t count) { return ceil_div(count, kPanel<E>) * kPanel<E>; }
+    std::int64_t padded(std::int64_t count) const { return std::max(count, least_); }
 
-    // How many classes from `first` on are worked on at once. What is read in place is a multiple of kPanel, and sums
-    // are taken alike of what is not.
-    std::int64_t classes_from(std::int64_t first) const {
-        const std::int64_t count = std::min(block_, x_.classes - first);
-        return count > kPanel<E> ? count - count % kPanel<E> : count;
-    }
+    // How many classes from `first` on are worked on at once.
+    std::int64_t classes_from(std::int64_t first) const { return std::min(block_, x_.classes - first); }
 
-    // `count` entries of a row in whole vectors: where they stand, or converted to `copy` with `beyond` after them.
+    // `count` entries of a row, a vector at least: where they stand, or converted to `copy` with `beyond` after them.
     const E* vectors_of(const T* source, std::int64_t stride, std::int64_t count, E beyond, E* copy) const {
         if constexpr (std::is_same_v<E, T>)
             if (in_place_ && count == padded(count)) return source;
@@ -417,6 +427,7 @@ class SampleGram {
     std::int64_t logits_sample_stride_, logits_class_stride_;
     TangentView<T> x_;
     bool in_place_;
+    std::int64_t least_;  // classes of a vector
     std::int64_t block_;
     std::int64_t group_;
     std::vector<Peak> peaks_;                      // of a group of samples

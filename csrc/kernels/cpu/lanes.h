@@ -67,4 +67,11 @@ void run(const Op& op) {
     run_baseline<E>(op);
 }
 
+// How many lanes that gives an op.
+template <class E>
+std::int64_t lanes() {
+    const Level level = cpu_level();
+    return level == Level::kV4 ? kPanel<E> : level == Level::kV3 ? kPanel<E> / 2 : kPanel<E> / 4;
+}
+
 }  // namespace transferops::cpu
