@@ -81,8 +81,8 @@ def class_moments(
         precision: the least that the Gram matrix is computed in on a GPU; a CPU always takes float64. Below float64,
             y = x - shift is rounded to "float32", "tf32" or "bfloat16" before it is multiplied, and up to 2048 products
             are summed in float32 before they are added in float64. An entry is then within 2^-16, 2^-9 or 2^-6 of
-            sum_n |y_ni y_nj|. Counts, sums and shift are float64 in all cases. "bfloat16" rounds wide features of 4 or 8
-            bytes into a copy of N D 2 bytes, if that is at most 16 GiB.
+            sum_n |y_ni y_nj|. Counts, sums and shift are float64 in all cases. "bfloat16" rounds wide features of 4 or
+            8 bytes into a copy of N D 2 bytes, if that is at most 16 GiB.
         validate: check that labels are in range and the result is finite. On a GPU this waits for the kernels; without
             it, out-of-range labels there count to the first or the last class, and NaN and Inf propagate.
 
