@@ -37,10 +37,13 @@ def test_what_there_is_no_time_for_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(last["left_out"]) == 3 + run("--plan").stdout.count("\n") - 3
 
 
-def test_exit_statuses_are_added_to_what_is_there(tmp_path: Path) -> None:
+def test_exit_statuses_are_added_to_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    from gpu import report_file
+
     steps = tmp_path / "steps"
     steps.write_text("build=0\nmemcheck=124\n")
-    file = tmp_path / "gpu-none.json"
+    file = report_file(tmp_path)  # named after the GPU, if there is one
     file.write_text('{"benchmarks": [1]}')
     process = run("--output", str(tmp_path), "--steps", str(steps))
     assert process.returncode == 0, process.stderr
