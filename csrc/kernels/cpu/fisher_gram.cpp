@@ -24,7 +24,6 @@
 namespace transferops::cpu {
 namespace {
 
-constexpr std::int64_t kBlockBytes = 32 << 10;  // of one block of all directions' tangents
 constexpr std::int64_t kMinBlock = 128;         // classes
 constexpr std::int64_t kSpan = 1024;            // classes whose sums are taken in lanes, from there on in float64
 constexpr std::int64_t kGroupBytes = 32 << 10;  // of the logits of samples that are looked through ahead
@@ -60,7 +59,7 @@ __attribute__((always_inline)) inline typename Simd<E, LANES>::Vector exp_of_neg
     const Vector shifted = x * E(0x1.71547652b82fep+0) + kRound;
     const Vector n = shifted - kRound;
     const Vector r = (x - n * kLog2High) - n * kLog2Low;
-    Vector sum = r * 0 + inverse_factorial<E>(kTerms);
+    Vector sum = Vector{} + inverse_factorial<E>(kTerms);
     for (int i = kTerms - 1; i >= 0; --i) sum = sum * r + inverse_factorial<E>(i);
     const BitVector power = ((BitVector)shifted + kBias) << kMantissa;
     return x < kSmallest ? Vector{} : sum * (Vector)power;
@@ -336,9 +335,11 @@ class SampleGram {
 
     static constexpr E kLowest = -std::numeric_limits<E>::infinity();
 
-    // A power of two, so that blocks end where spans do.
+    // A power of two, so that blocks end where spans do. The tangents of one, with the weights, are to stay in L1 while
+    // tiles go over them, except where tiles are so wide that few do and longer loops save more.
     static std::int64_t block_size(std::int64_t directions) {
-        const auto fit = static_cast<std::uint64_t>(kBlockBytes) / sizeof(E) / static_cast<std::uint64_t>(directions);
+        const std::uint64_t bytes = cpu_level() == Level::kV4 ? 32 << 10 : 16 << 10;
+        const auto fit = bytes / sizeof(E) / static_cast<std::uint64_t>(directions);
         return std::clamp(static_cast<std::int64_t>(std::bit_floor(fit)), kMinBlock, kSpan);
     }
 
