@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from transferops import ops
 
 # N, T, I, O: every remainder of the register tile (8 by up to 3 panels of 16 or 8), one position (closed forms), few
-# and many (both routes of the projection and of the norm), more than one run of 512 positions, many samples.
+# and many (both routes of the projection and of the norm), more than one run of 512 positions, many samples, weights
+# whose tasks take more than 128 rows.
 SHAPES = [
     (1, 1, 1, 1),
     (2, 3, 5, 17),
@@ -30,6 +31,8 @@ SHAPES = [
     (600, 1, 100, 30),
     (2, 9, 70, 300),
     (3, 75, 130, 150),
+    (3, 1, 700, 1201),
+    (2, 3, 700, 1201),
 ]
 # samples, spatial, channels in and out, kernel, stride, padding, dilation, groups
 CONVOLUTIONS: dict[str, tuple[int, tuple[int, ...], int, int, tuple[int, ...], Any, Any, Any, int]] = {

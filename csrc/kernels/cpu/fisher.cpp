@@ -20,18 +20,26 @@
 namespace transferops::cpu {
 namespace {
 
-constexpr std::int64_t kRowTilesPerTask = 16;  // 128 rows: then packing A costs a few percent of the tiles
+// Row tiles of a task, which packs the columns of A that they share: many, as packing 128 rows' worth costs several
+// percent of their multiplications, but so that there are tasks for many threads. By the shape alone, since sums over
+// tasks depend on it.
+constexpr std::int64_t kLeastRowTiles = 16, kMostRowTiles = 64, kTasks = 64;
+constexpr std::int64_t kPieceRows = 128;  // of B that are packed as one task
 
 // The tile grid of one weight matrix per group.
 template <class C>
 struct Grid {
-    std::int64_t groups, rows, columns;
+    std::int64_t groups, rows, columns, task_row_tiles;
 
-    explicit Grid(const LayerShape& shape) : groups(shape.groups), rows(shape.rows), columns(shape.columns) {}
+    explicit Grid(const LayerShape& shape)
+        : groups(shape.groups),
+          rows(shape.rows),
+          columns(shape.columns),
+          task_row_tiles(std::clamp(tiles() / kTasks, kLeastRowTiles, kMostRowTiles)) {}
 
     std::int64_t row_tiles() const { return ceil_div(rows, kTileRows); }
     std::int64_t row_panels() const { return ceil_div(rows, kPanel<C>); }
-    std::int64_t row_blocks() const { return ceil_div(row_tiles(), kRowTilesPerTask); }
+    std::int64_t row_blocks() const { return ceil_div(row_tiles(), task_row_tiles); }
     std::int64_t column_panels() const { return ceil_div(columns, kPanel<C>); }
     std::int64_t column_tiles() const { return ceil_div(column_panels(), kTilePanels); }
     std::int64_t panels_of(std::int64_t column_tile) const {
@@ -109,6 +117,7 @@ void gradient_tiles(Source& a, const Operand<T>& b, const LayerShape& shape, boo
     const Grid<C> grid(shape);
     const Level level = cpu_level();
     const std::int64_t panel_row = grid.row_panels() * kPanel<C>;
+    const std::int64_t pieces = ceil_div(grid.rows, kPieceRows);  // of a run, which may be the only one
     const std::vector<Run> runs = runs_of(shape.samples, shape.positions);
     const std::vector<Slab> slabs = slabs_of(runs, grid.groups * panel_row, a.elements_per_sample());
     std::int64_t most = 0;
@@ -118,23 +127,25 @@ void gradient_tiles(Source& a, const Operand<T>& b, const LayerShape& shape, boo
     for (const Slab& slab : slabs) {
         a.begin(slab.runs[0].sample, slab.runs[slab.count - 1].sample - slab.runs[0].sample + 1);
         sink.begin_slab(slab.count, grid.tasks());
-        parallel_for(slab.count, [&](std::int64_t r) {
+        parallel_for(slab.count * grid.groups * pieces, [&](std::int64_t task) {
+            const std::int64_t r = task / pieces / grid.groups, group = task / pieces % grid.groups;
+            const std::int64_t first = task % pieces * kPieceRows;
             const Run& run = slab.runs[r];
-            if (run.starts) a.load(run.sample);
-            C* out = packed_b.get() + slab.begin[r] * grid.groups * panel_row;
-            for (std::int64_t g = 0; g < grid.groups; ++g)
-                for (std::int64_t row = 0; row < grid.rows; row += kPanel<C>) {
-                    pack_panel(b.sample(run.sample), b.positions.data() + run.first, run.depth,
-                               b.columns.data() + g * grid.rows + row, std::min(kPanel<C>, grid.rows - row), out);
-                    if (square) square_all(out, run.depth * kPanel<C>);
-                    out += run.depth * kPanel<C>;
-                }
+            if (run.starts && group == 0 && first == 0) a.load(run.sample);
+            C* out =
+                packed_b.get() + (slab.begin[r] * grid.groups + group * run.depth) * panel_row + first * run.depth;
+            for (std::int64_t row = first; row < std::min(first + kPieceRows, grid.rows); row += kPanel<C>) {
+                pack_panel(b.sample(run.sample), b.positions.data() + run.first, run.depth,
+                           b.columns.data() + group * grid.rows + row, std::min(kPanel<C>, grid.rows - row), out);
+                if (square) square_all(out, run.depth * kPanel<C>);
+                out += run.depth * kPanel<C>;
+            }
         });
         parallel_for(grid.tasks(), [&](std::int64_t task) {
             const std::int64_t row_block = task % grid.row_blocks();
             const std::int64_t column_tile = task / grid.row_blocks() % grid.column_tiles();
             const std::int64_t group = task / grid.row_blocks() / grid.column_tiles();
-            const std::int64_t row_end = std::min((row_block + 1) * kRowTilesPerTask, grid.row_tiles());
+            const std::int64_t row_end = std::min((row_block + 1) * grid.task_row_tiles, grid.row_tiles());
             const std::int64_t panels = grid.panels_of(column_tile);
             const auto packed_a = aligned_buffer<C>(std::min(kPositions, slab.begin.back()) * kTileColumns<C>);
             auto results = sink.begin_task(slab.count);
@@ -153,7 +164,7 @@ void gradient_tiles(Source& a, const Operand<T>& b, const LayerShape& shape, boo
                     }
                     if (square) square_all(out, panels * run.depth * kPanel<C>);
                 }
-                for (std::int64_t j = row_block * kRowTilesPerTask; j < row_end; ++j)
+                for (std::int64_t j = row_block * grid.task_row_tiles; j < row_end; ++j)
                     for (std::int64_t r = first; r < next; ++r) {
                         const std::int64_t depth = slab.runs[r].depth;
                         const C* rows = packed_b.get() + (slab.begin[r] * grid.groups + group * depth) * panel_row;
@@ -198,7 +209,7 @@ struct DiagonalSink {
     void end_slab(const Run*) {}
 };
 
-// out += G_n, in the weight's own layout: with squared operands and one position, that is the diagonal.
+// out = G_0, in the weight's own layout: of squared operands, with samples in the place of positions, the diagonal.
 template <class C>
 struct SumSink {
     C* out;  // [groups * rows][columns]
@@ -209,18 +220,22 @@ struct SumSink {
     void begin_slab(std::int64_t, std::int64_t) {}
     SumSink& begin_task(std::int64_t) { return *this; }
 
-    void tile(Level level, const TileOperands<C>& x, std::int64_t index, std::int64_t, const Run&) {
+    void tile(Level level, const TileOperands<C>& x, std::int64_t index, std::int64_t, const Run& run) {
         const auto [group, first_column, first_row] = grid.begin_of(index);
         C* target = out + (group * grid.rows + first_row) * grid.columns;
         const std::int64_t rows = std::min(kTileRows, grid.rows - first_row);
         const std::int64_t columns = std::min(kTileColumns<C>, grid.columns - first_column);
-        if (in_order && rows == kTileRows && columns == kTileColumns<C>)
+        if (in_order && rows == kTileRows && columns == kTileColumns<C>) {
+            if (run.starts) return multiply_tile(level, x, StoreTile<C>{target + first_column, grid.columns});
             return multiply_tile(level, x, AddTile<C>{target + first_column, grid.columns});
+        }
         alignas(64) C sums[kTileArea<C>];
         multiply_tile(level, x, StoreTile<C>{sums});
         for (std::int64_t row = 0; row < rows; ++row)
-            for (std::int64_t i = 0; i < columns; ++i)
-                target[row * grid.columns + shape.weight_index[first_column + i]] += sums[row * kTileColumns<C> + i];
+            for (std::int64_t i = 0; i < columns; ++i) {
+                C& sum = target[row * grid.columns + shape.weight_index[first_column + i]];
+                sum = (run.starts ? C(0) : sum) + sums[row * kTileColumns<C> + i];
+            }
     }
 
     void end_task(std::int64_t, SumSink&) {}
@@ -427,10 +442,10 @@ void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape,
         parallel_for(tasks, [&](std::int64_t task) {
             const std::int64_t row_block = task % row_blocks, group = task / row_blocks % grid.groups;
             const std::int64_t first = task / row_blocks / grid.groups * kTilePanels;
-            const std::int64_t row_end = std::min((row_block + 1) * kRowTilesPerTask, grid.row_tiles());
+            const std::int64_t row_end = std::min((row_block + 1) * grid.task_row_tiles, grid.row_tiles());
             for (std::int64_t k = 0; k < count; ++k)
                 for (std::int64_t start = 0; start < grid.columns; start += kPositions)
-                    for (std::int64_t j = row_block * kRowTilesPerTask; j < row_end; ++j) {
+                    for (std::int64_t j = row_block * grid.task_row_tiles; j < row_end; ++j) {
                         const C* direction = packed.get() + (k * grid.groups + group) * grid.row_panels() * panel +
                                              row_tile_offset<C>(j, grid.columns) + start * kPanel<C>;
                         const TileOperands<C> x{std::min(kPositions, grid.columns - start),
@@ -512,9 +527,10 @@ template <class T>
 void fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, const ParallelFor& parallel_for) {
     using C = Compute<T>;
     LayerShape shape(layer);
-    std::fill_n(out, shape.groups * shape.rows * shape.columns, C(0));
+    const bool planes = tiles_are_mostly_empty<C>(shape);
+    if (planes || is_empty(shape)) std::fill_n(out, shape.groups * shape.rows * shape.columns, C(0));
     if (is_empty(shape)) return;
-    if (tiles_are_mostly_empty<C>(shape)) return plane_diagonal(layer, shape, out, parallel_for);
+    if (planes) return plane_diagonal(layer, shape, out, parallel_for);
     with_operands(layer, [&](auto& a, const auto& b) {
         if (shape.positions == 1) {  // (B * B)^T (A * A): samples take the place of positions
             auto inputs = all_samples_as_one(a, shape.samples, parallel_for);

@@ -114,10 +114,11 @@ void multiply_tile(Level level, const TileOperands<E>& x, const Finish& finish) 
 
 // What to do with a tile. Tiles in memory are row-major [kTileRows][kTileColumns].
 
-// tile = c
+// tile = c, whose rows may lie further apart
 template <class E>
 struct StoreTile {
     E* tile;
+    std::int64_t row_stride = kTileColumns<E>;
 
     template <int LANES, int VECTORS, int ROWS>
     __attribute__((always_inline)) inline void apply(const typename Simd<E, LANES>::Vector (&sum)[ROWS][VECTORS],
@@ -125,11 +126,11 @@ struct StoreTile {
         using Vectors = Simd<E, LANES>;
         for (int j = 0; j < ROWS; ++j)
             for (int v = 0; v < VECTORS; ++v)
-                Vectors::at(tile + (row + j) * kTileColumns<E> + column + v * LANES) = sum[j][v];
+                Vectors::at(tile + (row + j) * row_stride + column + v * LANES) = sum[j][v];
     }
 };
 
-// tile += c, whose rows may lie further apart
+// tile += c, likewise
 template <class E>
 struct AddTile {
     E* tile;
