@@ -1,7 +1,7 @@
 // Two routes through the register tile:
 //
 // - tiles of the per-sample gradient, over positions, each squared, reduced or dotted with the directions' tiles;
-// - for the projection at very few positions, the directions applied to the inputs, tile by tile.
+// - for the projection at very few positions, the directions applied to the output gradients, tile by tile.
 //
 // Both work in slabs: operands that every task needs are packed first, by all threads; then the tasks run, each on
 // tiles that are its own, with the sums over tasks taken afterwards in order. Two more routes are elsewhere: the norm
@@ -24,7 +24,8 @@ namespace {
 // percent of their multiplications, but so that there are tasks for many threads. By the shape alone, since sums over
 // tasks depend on it.
 constexpr std::int64_t kLeastRowTiles = 16, kMostRowTiles = 64, kTasks = 64;
-constexpr std::int64_t kPieceRows = 128;  // of B that are packed as one task
+constexpr std::int64_t kPieceRows = 128;      // of B that are packed as one task
+constexpr std::int64_t kLeastPositions = 64;  // in a task that packs a direction for them
 
 // The tile grid of one weight matrix per group.
 template <class C>
@@ -132,8 +133,7 @@ void gradient_tiles(Source& a, const Operand<T>& b, const LayerShape& shape, boo
             const std::int64_t first = task % pieces * kPieceRows;
             const Run& run = slab.runs[r];
             if (run.starts && group == 0 && first == 0) a.load(run.sample);
-            C* out =
-                packed_b.get() + (slab.begin[r] * grid.groups + group * run.depth) * panel_row + first * run.depth;
+            C* out = packed_b.get() + (slab.begin[r] * grid.groups + group * run.depth) * panel_row + first * run.depth;
             for (std::int64_t row = first; row < std::min(first + kPieceRows, grid.rows); row += kPanel<C>) {
                 pack_panel(b.sample(run.sample), b.positions.data() + run.first, run.depth,
                            b.columns.data() + group * grid.rows + row, std::min(kPanel<C>, grid.rows - row), out);
@@ -392,79 +392,80 @@ AlignedBuffer<C> pack_tiles(const C* directions, std::int64_t count, const Layer
     return tiles;
 }
 
-// sums[n][k] += sum_t b_nt . (D_k a_nt), for positions of all samples together: tiles of D_k a, each dotted with b.
+// sums[n][k] += sum_t a_nt . (D_k^T b_nt), for positions of all samples together: tiles of D_k^T b, each dotted with a.
 template <class C, class S, class T>
 void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape, const C* directions,
               std::int64_t count, C* out, const ParallelFor& parallel_for) {
     const Grid<C> grid(shape);
     const Level level = cpu_level();
     const std::int64_t all_positions = shape.samples * shape.positions;
-    const std::int64_t row_blocks = grid.row_blocks(), padded_rows = grid.row_tiles() * kTileRows;
     const std::int64_t weights = grid.groups * grid.rows * grid.columns;
-
-    // Panels [k][group][panel][column][kPanel] of the directions: neighbouring rows side by side.
-    const std::int64_t panel = grid.columns * kPanel<C>;
-    const auto packed = aligned_buffer<C>(count * grid.groups * grid.row_panels() * panel);
     std::vector<std::int64_t> row_offset(static_cast<std::size_t>(grid.rows));
     for (std::int64_t row = 0; row < grid.rows; ++row) row_offset[row] = row * grid.columns;
-    parallel_for(count * grid.groups * grid.row_panels(), [&](std::int64_t task) {
-        const std::int64_t first = task % grid.row_panels() * kPanel<C>;
-        const std::int64_t group = task / grid.row_panels() % grid.groups;
-        const std::int64_t k = task / grid.row_panels() / grid.groups;
-        pack_panel(directions + k * weights + group * grid.rows * grid.columns, shape.weight_index.data(), grid.columns,
-                   row_offset.data() + first, std::min(kPanel<C>, grid.rows - first), packed.get() + task * panel);
-    });
 
-    // Panels of the positions: [position panel][group][column or row][kPanel].
-    const std::int64_t position_panels = ceil_div(all_positions, kPanel<C>);
-    const std::int64_t a_panel = grid.groups * panel, b_panel = grid.groups * padded_rows * kPanel<C>;
-    const std::int64_t slab_tiles = std::max<std::int64_t>(1, kSlabElements / (kTilePanels * (a_panel + b_panel)));
-    const std::int64_t slab_panels = std::min(slab_tiles * kTilePanels, position_panels);
-    const auto packed_a = aligned_buffer<C>(slab_panels * a_panel), packed_b = aligned_buffer<C>(slab_panels * b_panel);
-    const std::int64_t sums_per_task = count * kTileColumns<C>;
+    // Of a slab of positions: panels of a, [group][column panel][position][kPanel], and of b,
+    // [position panel][group][row][kPanel].
+    const std::int64_t a_columns = grid.groups * grid.column_panels() * kPanel<C>, b_rows = grid.groups * grid.rows;
+    const std::int64_t fit = kSlabElements / (a_columns + b_rows) / kPanel<C> * kPanel<C>;
+    const std::int64_t slab = std::min(std::max(fit, kPanel<C>), ceil_div(all_positions, kPanel<C>) * kPanel<C>);
+    const auto packed_a = aligned_buffer<C>(slab * a_columns), packed_b = aligned_buffer<C>(slab * b_rows);
+    // A task packs 3 panels of a direction for a chunk of the slab, all of it unless there were too few tasks.
+    const std::int64_t per_chunk = count * grid.groups * grid.column_tiles();
+    const std::int64_t chunk =
+        std::clamp(slab * per_chunk / kTasks / kPanel<C> * kPanel<C>, std::min(kLeastPositions, slab), slab);
     std::vector<double> total(static_cast<std::size_t>(shape.samples * count), 0.0);
-    for (std::int64_t begin = 0; begin < position_panels; begin += slab_panels) {
-        const std::int64_t panels = std::min(slab_panels, position_panels - begin);
-        parallel_for(panels, [&](std::int64_t index) {
-            const std::int64_t first = (begin + index) * kPanel<C>;
-            const std::int64_t valid = std::min(kPanel<C>, all_positions - first);
-            for (std::int64_t g = 0; g < grid.groups; ++g) {
-                pack_panel(a.data, a.columns.data() + g * grid.columns, grid.columns, a.positions.data() + first, valid,
-                           packed_a.get() + index * a_panel + g * panel);
-                C* rows = packed_b.get() + index * b_panel + g * padded_rows * kPanel<C>;
-                pack_panel(b.data, b.columns.data() + g * grid.rows, grid.rows, b.positions.data() + first, valid,
-                           rows);
-                std::fill(rows + grid.rows * kPanel<C>, rows + padded_rows * kPanel<C>, C(0));
-            }
+    for (std::int64_t begin = 0; begin < all_positions; begin += slab) {
+        const std::int64_t positions = std::min(slab, all_positions - begin);
+        parallel_for(grid.groups * grid.column_panels(), [&](std::int64_t index) {
+            const std::int64_t group = index / grid.column_panels();
+            const std::int64_t column = index % grid.column_panels() * kPanel<C>;
+            pack_panel(a.data, a.positions.data() + begin, positions, a.columns.data() + group * grid.columns + column,
+                       std::min(kPanel<C>, grid.columns - column), packed_a.get() + index * slab * kPanel<C>);
         });
-        const std::int64_t tiles = ceil_div(panels, kTilePanels), tasks = tiles * grid.groups * row_blocks;
-        const auto partial = zeros<C>(tasks * sums_per_task);  // [tile][group][row block][k][position]
+        parallel_for(ceil_div(positions, kPanel<C>), [&](std::int64_t panel) {
+            const std::int64_t first = begin + panel * kPanel<C>;
+            pack_panel(b.data, b.columns.data(), b_rows, b.positions.data() + first,
+                       std::min(kPanel<C>, all_positions - first), packed_b.get() + panel * b_rows * kPanel<C>);
+        });
+        const std::int64_t chunks = ceil_div(positions, chunk), tasks = chunks * per_chunk;
+        std::vector<double> partial(
+            static_cast<std::size_t>(tasks * chunk));  // [k][group][column tile][chunk][position]
         parallel_for(tasks, [&](std::int64_t task) {
-            const std::int64_t row_block = task % row_blocks, group = task / row_blocks % grid.groups;
-            const std::int64_t first = task / row_blocks / grid.groups * kTilePanels;
-            const std::int64_t row_end = std::min((row_block + 1) * grid.task_row_tiles, grid.row_tiles());
-            for (std::int64_t k = 0; k < count; ++k)
-                for (std::int64_t start = 0; start < grid.columns; start += kPositions)
-                    for (std::int64_t j = row_block * grid.task_row_tiles; j < row_end; ++j) {
-                        const C* direction = packed.get() + (k * grid.groups + group) * grid.row_panels() * panel +
-                                             row_tile_offset<C>(j, grid.columns) + start * kPanel<C>;
-                        const TileOperands<C> x{std::min(kPositions, grid.columns - start),
-                                                packed_a.get() + first * a_panel + group * panel + start * kPanel<C>,
-                                                a_panel, std::min(kTilePanels, panels - first), direction};
-                        const C* left =
-                            packed_b.get() + first * b_panel + (group * padded_rows + j * kTileRows) * kPanel<C>;
-                        multiply_tile(level, x,
-                                      ColumnDotTile<C>{left, b_panel,
-                                                       partial.get() + task * sums_per_task + k * kTileColumns<C>});
-                    }
+            const std::int64_t first = task % chunks * chunk, last = std::min(first + chunk, positions);
+            const std::int64_t column_tile = task / chunks % grid.column_tiles();
+            const std::int64_t group = task / chunks / grid.column_tiles() % grid.groups;
+            const std::int64_t k = task / chunks / grid.column_tiles() / grid.groups;
+            const std::int64_t panels = grid.panels_of(column_tile);
+            const C* direction = directions + k * weights + group * grid.rows * grid.columns;
+            const C* inputs =
+                packed_a.get() + (group * grid.column_panels() + column_tile * kTilePanels) * slab * kPanel<C>;
+            const auto packed = aligned_buffer<C>(std::min(kPositions, grid.rows) * kTileColumns<C>);
+            const auto sums = zeros<C>(chunk * kPanel<C>);
+            for (std::int64_t row = 0; row < grid.rows; row += kPositions) {
+                const std::int64_t depth = std::min(kPositions, grid.rows - row);
+                for (std::int64_t panel = 0; panel < panels; ++panel) {
+                    const std::int64_t column = column_tile * kTileColumns<C> + panel * kPanel<C>;
+                    pack_panel(direction, row_offset.data() + row, depth, shape.weight_index.data() + column,
+                               std::min(kPanel<C>, grid.columns - column), packed.get() + panel * depth * kPanel<C>);
+                }
+                for (std::int64_t position = first; position < last; position += kTileRows) {
+                    const std::int64_t panel = position / kPanel<C>, lane = position % kPanel<C>;
+                    const TileOperands<C> x{
+                        depth, packed.get(), depth * kPanel<C>, panels,
+                        packed_b.get() + (panel * b_rows + group * grid.rows + row) * kPanel<C> + lane};
+                    multiply_tile(level, x,
+                                  RowDotTile<C>{inputs + position * kPanel<C>, slab * kPanel<C>,
+                                                sums.get() + (position - first) * kPanel<C>});
+                }
+            }
+            for (std::int64_t i = 0; i < last - first; ++i)
+                for (std::int64_t l = 0; l < kPanel<C>; ++l) partial[task * chunk + i] += sums[i * kPanel<C> + l];
         });
         for (std::int64_t task = 0; task < tasks; ++task) {
-            const std::int64_t first = begin * kPanel<C> + task / row_blocks / grid.groups * kTileColumns<C>;
-            const std::int64_t valid = std::min(kTileColumns<C>, all_positions - first);
-            for (std::int64_t k = 0; k < count; ++k)
-                for (std::int64_t i = 0; i < valid; ++i)
-                    total[(first + i) / shape.positions * count + k] +=
-                        partial[task * sums_per_task + k * kTileColumns<C> + i];
+            const std::int64_t first = begin + task % chunks * chunk,
+                               k = task / chunks / grid.column_tiles() / grid.groups;
+            for (std::int64_t i = 0; i < std::min(chunk, begin + positions - first); ++i)
+                total[(first + i) / shape.positions * count + k] += partial[task * chunk + i];
         }
     }
     for (std::size_t i = 0; i < total.size(); ++i) out[i] = static_cast<C>(total[i]);

@@ -88,23 +88,24 @@ struct DotTile {
     }
 };
 
-// total[i] += sum_j c[j][i] left[j][i], for the rows j of panels `panel_stride` elements apart: one sum per column.
+// lanes[j] += c[j] * other[j] for the rows j, with rows of `other` in panels `panel_stride` elements apart.
 template <class E>
-struct ColumnDotTile {
-    const E* left;
+struct RowDotTile {
+    const E* other;
     std::int64_t panel_stride;
-    E* total;  // [kTileColumns]
+    E* lanes;  // [kTileRows][kPanel]
 
     template <int LANES, int VECTORS, int ROWS>
     __attribute__((always_inline)) inline void apply(const typename Simd<E, LANES>::Vector (&sum)[ROWS][VECTORS],
                                                      std::int64_t row, std::int64_t column) const {
         using Vectors = Simd<E, LANES>;
-        for (int v = 0; v < VECTORS; ++v) {
-            const std::int64_t first = column + v * LANES;
-            const E* source = left + first / kPanel<E> * panel_stride + first % kPanel<E> + row * kPanel<E>;
-            typename Vectors::Vector dot{};
-            for (int j = 0; j < ROWS; ++j) dot += sum[j][v] * Vectors::load(source + j * kPanel<E>);
-            Vectors::at(total + first) += dot;
+        for (int j = 0; j < ROWS; ++j) {
+            auto& total = Vectors::at(lanes + (row + j) * kPanel<E>);
+            for (int v = 0; v < VECTORS; ++v) {
+                const std::int64_t first = column + v * LANES;
+                const E* source = other + first / kPanel<E> * panel_stride + first % kPanel<E> + (row + j) * kPanel<E>;
+                total += sum[j][v] * Vectors::load(source);
+            }
         }
     }
 };
