@@ -104,7 +104,7 @@ class Phase:
             :class:`transferops.otqms.averaging.WeightAverage`; ``None``: no mean.
         translation: Images are moved at random by up to this part of their sides, each time they come, see
             :func:`transferops.otqms.augmentation.draw_offsets`; 0: not at all. Anything but images is left as it is.
-        translated: Whether those of the sources are moved, too.
+        translated: Which images are: all of them, or those of the target.
         halfway: Whether the mean of the model it starts from and the trained one is kept, in weight space.
         early_stopping: Whether the epoch is chosen on validation samples where the options say so; if not, the last
             is kept.

@@ -428,8 +428,8 @@ void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape,
                        std::min(kPanel<C>, all_positions - first), packed_b.get() + panel * b_rows * kPanel<C>);
         });
         const std::int64_t chunks = ceil_div(positions, chunk), tasks = chunks * per_chunk;
-        std::vector<double> partial(
-            static_cast<std::size_t>(tasks * chunk));  // [k][group][column tile][chunk][position]
+        // [k][group][column tile][chunk][position]
+        std::vector<double> partial(static_cast<std::size_t>(tasks * chunk));
         parallel_for(tasks, [&](std::int64_t task) {
             const std::int64_t first = task % chunks * chunk, last = std::min(first + chunk, positions);
             const std::int64_t column_tile = task / chunks % grid.column_tiles();
@@ -462,9 +462,9 @@ void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape,
                 for (std::int64_t l = 0; l < kPanel<C>; ++l) partial[task * chunk + i] += sums[i * kPanel<C> + l];
         });
         for (std::int64_t task = 0; task < tasks; ++task) {
-            const std::int64_t first = begin + task % chunks * chunk,
-                               k = task / chunks / grid.column_tiles() / grid.groups;
-            for (std::int64_t i = 0; i < std::min(chunk, begin + positions - first); ++i)
+            const std::int64_t first = begin + task % chunks * chunk, last = std::min(first + chunk, begin + positions);
+            const std::int64_t k = task / chunks / grid.column_tiles() / grid.groups;
+            for (std::int64_t i = 0; i < last - first; ++i)
                 total[(first + i) / shape.positions * count + k] += partial[task * chunk + i];
         }
     }
