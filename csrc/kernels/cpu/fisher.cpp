@@ -24,8 +24,8 @@ namespace {
 // percent of their multiplications, but so that there are tasks for many threads. By the shape alone, since sums over
 // tasks depend on it.
 constexpr std::int64_t kLeastRowTiles = 16, kMostRowTiles = 64, kTasks = 64;
-constexpr std::int64_t kPieceRows = 128;      // of B that are packed as one task
-constexpr std::int64_t kLeastPositions = 64;  // in a task that packs a direction for them
+constexpr std::int64_t kPieceRows = 128;                      // of B that are packed as one task
+constexpr std::int64_t kLeastPositions = 64, kProducts = 16;  // likewise, where a task packs columns of a direction
 
 // The tile grid of one weight matrix per group.
 template <class C>
@@ -412,7 +412,7 @@ void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape,
     // A task packs 3 panels of a direction for a chunk of the slab, all of it unless there were too few tasks.
     const std::int64_t per_chunk = count * grid.groups * grid.column_tiles();
     const std::int64_t chunk =
-        std::clamp(slab * per_chunk / kTasks / kPanel<C> * kPanel<C>, std::min(kLeastPositions, slab), slab);
+        std::clamp(slab * per_chunk / kProducts / kPanel<C> * kPanel<C>, std::min(kLeastPositions, slab), slab);
     std::vector<double> total(static_cast<std::size_t>(shape.samples * count), 0.0);
     for (std::int64_t begin = 0; begin < all_positions; begin += slab) {
         const std::int64_t positions = std::min(slab, all_positions - begin);
