@@ -27,10 +27,8 @@ WORLD = run_module.World()
 def _strategies() -> Iterator[None]:
     add("still", Strategy((Phase(everything),)))
     add("moving", Strategy((Phase(everything, translation=0.25),)))
-    add("target-moving", Strategy((Phase(everything, translation=0.25, translated="target"),)))
     yield
-    for name in ("still", "moving", "target-moving"):
-        del STRATEGIES[name]
+    del STRATEGIES["still"], STRATEGIES["moving"]
 
 
 def images(seed: int, count: int) -> TensorSamples:
@@ -43,26 +41,10 @@ def vectors(seed: int, count: int) -> TensorSamples:
     return TensorSamples(samples.inputs.flatten(1), samples.labels)
 
 
-def plain(seed: int, count: int) -> TensorSamples:
-    """Images of one colour each, which look the same wherever they are."""
-    samples = images(seed, count)
-    return TensorSamples(samples.inputs[:, :, :1, :1].expand_as(samples.inputs).contiguous(), samples.labels)
-
-
-def fit(
-    strategy: str,
-    checkpoint: Path | None = None,
-    target: TensorSamples | None = None,
-    source: TensorSamples | None = None,
-    **changes: Any,
-) -> TrainingRun:
+def fit(strategy: str, checkpoint: Path | None = None, **changes: Any) -> TrainingRun:
     options = dataclasses.replace(OPTIONS, **changes)
     return OTQMS(
-        lambda: ConvNet(2, 3, width=4),
-        target or images(0, 9),
-        {"a": source or images(1, 20)},
-        options=options,
-        checkpoint=checkpoint,
+        lambda: ConvNet(2, 3, width=4), images(0, 9), {"a": images(1, 20)}, options=options, checkpoint=checkpoint
     ).fit(strategy)
 
 
@@ -124,12 +106,6 @@ class TestTraining:
         assert losses(fit("moving")) != losses(fit("still"))
         trainer = OTQMS(lambda: FeatureNet(144, 3), vectors(0, 9), {"a": vectors(1, 20)}, options=OPTIONS)
         assert losses(trainer.fit("moving")) == losses(trainer.fit("still"))
-
-    def test_those_of_the_target_only(self) -> None:
-        sources_plain, target_plain = {"source": plain(1, 20)}, {"target": plain(0, 9), "epochs": 1}
-        assert losses(fit("target-moving", **sources_plain)) == losses(fit("moving", **sources_plain))
-        assert losses(fit("target-moving", **target_plain)) == losses(fit("still", **target_plain))
-        assert losses(fit("moving", **target_plain)) != losses(fit("still", **target_plain))
 
     def test_pieces_do_not_matter(self) -> None:
         assert losses(fit("moving", accumulate=3)) == pytest.approx(losses(fit("moving")), rel=1e-5)

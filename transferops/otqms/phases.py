@@ -104,7 +104,6 @@ class Phase:
             :class:`transferops.otqms.averaging.WeightAverage`; ``None``: no mean.
         translation: Images are moved at random by up to this part of their sides, each time they come, see
             :func:`transferops.otqms.augmentation.draw_offsets`; 0: not at all. Anything but images is left as it is.
-        translated: Which images are: all of them, or those of the target.
         halfway: Whether the mean of the model it starts from and the trained one is kept, in weight space.
         early_stopping: Whether the epoch is chosen on validation samples where the options say so; if not, the last
             is kept.
@@ -123,7 +122,6 @@ class Phase:
     schedule: BuiltInSchedule | None = None
     averaging: float | None = None
     translation: float = 0.0
-    translated: Literal["all", "target"] = "all"
     halfway: bool = False
     early_stopping: bool = True
     decide_once: bool = False

@@ -185,8 +185,6 @@ class Run:
         )
         if phase.translation:
             offsets = draw_offsets(samples.sample_shape, phase.translation, plan.order.shape, self._generator)
-            if offsets is not None and phase.translated == "target":
-                offsets[samples.part_of(plan.order) != 0] = 0
             plan = dataclasses.replace(plan, offsets=offsets)
         self._plan = plan
 

@@ -118,7 +118,6 @@ SURVEYED = Phase(
     schedule="plateau",
     averaging=0.998,
     translation=TRANSLATION,
-    translated="target",
     decide_once=True,
     early_stopping=False,
     name="quantities",
@@ -141,7 +140,7 @@ add(
 add("target-only", Strategy((Phase(target_alone),)))
 add("all-sources", Strategy((Phase(everything),)))
 add("pooled-then-fine-tuned", Strategy((Phase(everything, name="pooled"), FINE_TUNE)))
-# Translations as they are usual, of all images.
+# What the translations of "recommended" do without its quantities.
 _pooled = Phase(everything, translation=TRANSLATION, name="pooled")
 add("all-sources-translated", Strategy((_pooled,)))
 add("pooled-then-fine-tuned-translated", Strategy((_pooled, replace(FINE_TUNE, translation=TRANSLATION))))
