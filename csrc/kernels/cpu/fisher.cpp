@@ -1,17 +1,16 @@
-// Two routes through the register tile:
+// Tiles of the per-sample gradient, over positions, each squared, reduced or dotted with the directions' tiles.
 //
-// - tiles of the per-sample gradient, over positions, each squared, reduced or dotted with the directions' tiles;
-// - for the projection at very few positions, the directions applied to the output gradients, tile by tile.
-//
-// Both work in slabs: operands that every task needs are packed first, by all threads; then the tasks run, each on
-// tiles that are its own, with the sums over tasks taken afterwards in order. Two more routes are elsewhere: the norm
-// at few positions (fisher_norm.h), and layers of many small groups (fisher_planes.h).
+// In slabs: operands that every task needs are packed first, by all threads; then the tasks run, each on tiles that are
+// its own, with the sums over tasks taken afterwards in order. Three more routes are elsewhere: the projection and the
+// norm at few positions (fisher_contraction.h, fisher_norm.h), and layers of many small groups (fisher_planes.h).
 #include "fisher.h"
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
+#include "fisher_contraction.h"
+#include "fisher_grid.h"
 #include "fisher_norm.h"
 #include "fisher_operand.h"
 #include "fisher_planes.h"
@@ -20,45 +19,7 @@
 namespace transferops::cpu {
 namespace {
 
-// Row tiles of a task, which packs the columns of A that they share: many, as packing 128 rows' worth costs several
-// percent of their multiplications, but so that there are tasks for many threads. By the shape alone, since sums over
-// tasks depend on it.
-constexpr std::int64_t kLeastRowTiles = 16, kMostRowTiles = 64, kTasks = 64;
-constexpr std::int64_t kPieceRows = 128;                      // of B that are packed as one task
-constexpr std::int64_t kLeastPositions = 64, kProducts = 16;  // likewise, where a task packs columns of a direction
-
-// The tile grid of one weight matrix per group.
-template <class C>
-struct Grid {
-    std::int64_t groups, rows, columns, task_row_tiles;
-
-    explicit Grid(const LayerShape& shape)
-        : groups(shape.groups),
-          rows(shape.rows),
-          columns(shape.columns),
-          task_row_tiles(std::clamp(tiles() / kTasks, kLeastRowTiles, kMostRowTiles)) {}
-
-    std::int64_t row_tiles() const { return ceil_div(rows, kTileRows); }
-    std::int64_t row_panels() const { return ceil_div(rows, kPanel<C>); }
-    std::int64_t row_blocks() const { return ceil_div(row_tiles(), task_row_tiles); }
-    std::int64_t column_panels() const { return ceil_div(columns, kPanel<C>); }
-    std::int64_t column_tiles() const { return ceil_div(column_panels(), kTilePanels); }
-    std::int64_t panels_of(std::int64_t column_tile) const {
-        return std::min(kTilePanels, column_panels() - column_tile * kTilePanels);
-    }
-    std::int64_t tile(std::int64_t group, std::int64_t column_tile, std::int64_t row_tile) const {
-        return (group * column_tiles() + column_tile) * row_tiles() + row_tile;
-    }
-    struct Begin {
-        std::int64_t group, column, row;
-    };
-    Begin begin_of(std::int64_t tile) const {
-        return {tile / row_tiles() / column_tiles(), tile / row_tiles() % column_tiles() * kTileColumns<C>,
-                tile % row_tiles() * kTileRows};
-    }
-    std::int64_t tiles() const { return groups * column_tiles() * row_tiles(); }
-    std::int64_t tasks() const { return groups * column_tiles() * row_blocks(); }
-};
+constexpr std::int64_t kPieceRows = 128;  // of B that are packed as one task
 
 // Some positions of one sample: what one run of the register tile sums.
 struct Run {
@@ -392,85 +353,6 @@ AlignedBuffer<C> pack_tiles(const C* directions, std::int64_t count, const Layer
     return tiles;
 }
 
-// sums[n][k] += sum_t a_nt . (D_k^T b_nt), for positions of all samples together: tiles of D_k^T b, each dotted with a.
-template <class C, class S, class T>
-void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape, const C* directions,
-              std::int64_t count, C* out, const ParallelFor& parallel_for) {
-    const Grid<C> grid(shape);
-    const Level level = cpu_level();
-    const std::int64_t all_positions = shape.samples * shape.positions;
-    const std::int64_t weights = grid.groups * grid.rows * grid.columns;
-    std::vector<std::int64_t> row_offset(static_cast<std::size_t>(grid.rows));
-    for (std::int64_t row = 0; row < grid.rows; ++row) row_offset[row] = row * grid.columns;
-
-    // Of a slab of positions: panels of a, [group][column panel][position][kPanel], and of b,
-    // [position panel][group][row][kPanel].
-    const std::int64_t a_columns = grid.groups * grid.column_panels() * kPanel<C>, b_rows = grid.groups * grid.rows;
-    const std::int64_t fit = kSlabElements / (a_columns + b_rows) / kPanel<C> * kPanel<C>;
-    const std::int64_t slab = std::min(std::max(fit, kPanel<C>), ceil_div(all_positions, kPanel<C>) * kPanel<C>);
-    const auto packed_a = aligned_buffer<C>(slab * a_columns), packed_b = aligned_buffer<C>(slab * b_rows);
-    // A task packs 3 panels of a direction for a chunk of the slab, all of it unless there were too few tasks.
-    const std::int64_t per_chunk = count * grid.groups * grid.column_tiles();
-    const std::int64_t chunk =
-        std::clamp(slab * per_chunk / kProducts / kPanel<C> * kPanel<C>, std::min(kLeastPositions, slab), slab);
-    std::vector<double> total(static_cast<std::size_t>(shape.samples * count), 0.0);
-    for (std::int64_t begin = 0; begin < all_positions; begin += slab) {
-        const std::int64_t positions = std::min(slab, all_positions - begin);
-        parallel_for(grid.groups * grid.column_panels(), [&](std::int64_t index) {
-            const std::int64_t group = index / grid.column_panels();
-            const std::int64_t column = index % grid.column_panels() * kPanel<C>;
-            pack_panel(a.data, a.positions.data() + begin, positions, a.columns.data() + group * grid.columns + column,
-                       std::min(kPanel<C>, grid.columns - column), packed_a.get() + index * slab * kPanel<C>);
-        });
-        parallel_for(ceil_div(positions, kPanel<C>), [&](std::int64_t panel) {
-            const std::int64_t first = begin + panel * kPanel<C>;
-            pack_panel(b.data, b.columns.data(), b_rows, b.positions.data() + first,
-                       std::min(kPanel<C>, all_positions - first), packed_b.get() + panel * b_rows * kPanel<C>);
-        });
-        const std::int64_t chunks = ceil_div(positions, chunk), tasks = chunks * per_chunk;
-        // [k][group][column tile][chunk][position]
-        std::vector<double> partial(static_cast<std::size_t>(tasks * chunk));
-        parallel_for(tasks, [&](std::int64_t task) {
-            const std::int64_t first = task % chunks * chunk, last = std::min(first + chunk, positions);
-            const std::int64_t column_tile = task / chunks % grid.column_tiles();
-            const std::int64_t group = task / chunks / grid.column_tiles() % grid.groups;
-            const std::int64_t k = task / chunks / grid.column_tiles() / grid.groups;
-            const std::int64_t panels = grid.panels_of(column_tile);
-            const C* direction = directions + k * weights + group * grid.rows * grid.columns;
-            const C* inputs =
-                packed_a.get() + (group * grid.column_panels() + column_tile * kTilePanels) * slab * kPanel<C>;
-            const auto packed = aligned_buffer<C>(std::min(kPositions, grid.rows) * kTileColumns<C>);
-            const auto sums = zeros<C>(chunk * kPanel<C>);
-            for (std::int64_t row = 0; row < grid.rows; row += kPositions) {
-                const std::int64_t depth = std::min(kPositions, grid.rows - row);
-                for (std::int64_t panel = 0; panel < panels; ++panel) {
-                    const std::int64_t column = column_tile * kTileColumns<C> + panel * kPanel<C>;
-                    pack_panel(direction, row_offset.data() + row, depth, shape.weight_index.data() + column,
-                               std::min(kPanel<C>, grid.columns - column), packed.get() + panel * depth * kPanel<C>);
-                }
-                for (std::int64_t position = first; position < last; position += kTileRows) {
-                    const std::int64_t panel = position / kPanel<C>, lane = position % kPanel<C>;
-                    const TileOperands<C> x{
-                        depth, packed.get(), depth * kPanel<C>, panels,
-                        packed_b.get() + (panel * b_rows + group * grid.rows + row) * kPanel<C> + lane};
-                    multiply_tile(level, x,
-                                  RowDotTile<C>{inputs + position * kPanel<C>, slab * kPanel<C>,
-                                                sums.get() + (position - first) * kPanel<C>});
-                }
-            }
-            for (std::int64_t i = 0; i < last - first; ++i)
-                for (std::int64_t l = 0; l < kPanel<C>; ++l) partial[task * chunk + i] += sums[i * kPanel<C> + l];
-        });
-        for (std::int64_t task = 0; task < tasks; ++task) {
-            const std::int64_t first = begin + task % chunks * chunk, last = std::min(first + chunk, begin + positions);
-            const std::int64_t k = task / chunks / grid.column_tiles() / grid.groups;
-            for (std::int64_t i = 0; i < last - first; ++i)
-                total[(first + i) / shape.positions * count + k] += partial[task * chunk + i];
-        }
-    }
-    for (std::size_t i = 0; i < total.size(); ++i) out[i] = static_cast<C>(total[i]);
-}
-
 // Diagonal and products from planes (fisher_planes.h), with sums over groups in order.
 
 // out = sum_n G_n * G_n.
@@ -512,14 +394,6 @@ void plane_products(const LayerBatch<T>& layer, const LayerShape& shape, const C
 
 bool is_empty(const LayerShape& shape) {
     return shape.samples == 0 || shape.positions == 0 || shape.rows == 0 || shape.columns == 0;
-}
-
-// Multiplications per weight: the tile takes one for each position and, with what it costs to leave the registers,
-// about two for each direction; contraction takes one for each position and direction. Measured so for 128 to 1024 rows
-// and columns and 1 to 50 directions: it is level at 2 to 3 positions, 4 with two directions. With one direction
-// contraction stays ahead, by less than 15 % from 16 positions on; tiles then need no table of all samples' positions.
-bool contraction_is_cheaper(std::int64_t positions, std::int64_t directions) {
-    return positions <= 16 && positions * directions <= positions + 2 * directions;
 }
 
 }  // namespace
