@@ -15,7 +15,8 @@ races=(
     "gram_of|gradients.cpp| + slice * area"
     "gradient_fisher_gram|gradients.cpp| + slice * size"
     "softmax_fisher_gram|fisher_gram.cpp| + slice * area"
-    "gradient_tiles|fisher.cpp| + slab.begin[r] * grid.groups * panel_row"
+    "gradient_tiles|fisher.cpp| + (slab.begin[r] * grid.groups + group * run.depth) * panel_row"
+    "contract|fisher_contraction.h| + panel * b_rows * kPanel<C>"
     "plane_products|fisher.cpp|group * shape.samples + "
 )
 
