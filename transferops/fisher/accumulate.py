@@ -45,15 +45,19 @@ class Accumulator(ABC, Generic[Result]):
             ValueError: as the method of :class:`transferops.fisher.FisherInformation`.
             RuntimeError: there was an error in an update before.
         """
+        with self._estimation.passes():
+            return self.take(batches)
+
+    def take(self, batches: Iterable[Any]) -> Self:
+        """:meth:`update` by who has the model ready: within :meth:`transferops.fisher.estimation.Estimation.passes`."""
         if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
             fail("batches", "an iterable of batches, such as [inputs]", describe(batches), TypeError)
         self._check_whole("update")
-        with self._estimation.passes():
-            self._spoilt = True
-            for batch in self._estimation.batches(batches):
-                self._add(batch)
-                self.samples += batch.samples
-            self._spoilt = False
+        self._spoilt = True
+        for batch in self._estimation.batches(batches):
+            self._add(batch)
+            self.samples += batch.samples
+        self._spoilt = False
         return self
 
     def merge(self, other: Self) -> Self:

@@ -138,7 +138,8 @@ class Capture:
         """The outputs, in a graph of activations."""
         self._samples = batch.samples
         anchor = torch.zeros((), requires_grad=True)
-        parameters = {name: p.detach() for name, p in self._model.named_parameters() if name in self._expanded}
+        every = dict(self._model.named_parameters()) if self._expanded else {}
+        parameters = {name: p.detach() for name, p in every.items() if name in self._expanded}
         copies = {
             name: p.reshape(1, *self._expanded[name]).expand(batch.samples, *self._expanded[name]).requires_grad_()
             for name, p in parameters.items()

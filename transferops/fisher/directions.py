@@ -270,8 +270,13 @@ def as_tensors(move: Tensor | LowRank | Difference) -> list[Tensor]:
 
 
 def are_finite(values: Iterable[Tensor]) -> bool:
-    """Whether nothing is infinite or NaN, mostly from the sums alone."""
-    return all(bool(value.sum().isfinite() or value.isfinite().all()) for value in values)
+    """Whether nothing is infinite or NaN, mostly from the sums alone: one answer to wait for, not one per tensor."""
+    values = list(values)
+    sums: dict[torch.device, list[Tensor]] = {}
+    for value in values:
+        sums.setdefault(value.device, []).append(value.sum())
+    finite = all(bool(torch.stack(each).isfinite().all()) for each in sums.values())
+    return finite or all(bool(value.isfinite().all()) for value in values)
 
 
 def refuse_infinite(results: Iterable[Tensor]) -> None:

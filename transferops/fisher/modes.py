@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
@@ -24,31 +24,36 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 
     The flags are set directly: ``eval()`` may be overridden, to merge adapters for instance.
     """
-    _refuse_unfit(model)
-    modes = [(module, module.training) for module in model.modules()]
+    modules = dict(model.named_modules())  # one walk: of many layers on a GPU, each costs as much as a layer
+    _refuse_unfit(modules)
+    modes = [(module, module.training) for module in modules.values()]
+    wrappers = [module for module in modules.values() if isinstance(module, DistributedDataParallel)]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     # A compiled module would run without the hooks; only if dynamo is loaded can there be one.
     compiled = "torch._dynamo" in sys.modules
     try:
-        for module, _ in modes:
-            module.training = False
+        _set_modes((module, False) for module in modules.values())
         torch.backends.mha.set_fastpath_enabled(False)
         with (
             torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext(),
             torch.inference_mode(False),
-            _unsynchronised(model),
+            _unsynchronised(wrappers),
         ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, training in modes:
+        _set_modes(modes)
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        if module.training != training:  # setting an attribute of a module is slow
             module.training = training
 
 
 @contextlib.contextmanager
-def _unsynchronised(model: nn.Module) -> Iterator[None]:
+def _unsynchronised(wrappers: Sequence[DistributedDataParallel]) -> Iterator[None]:
     """DistributedDataParallel does nothing: processes need not see equally many batches, none may wait for another."""
-    wrappers = [module for module in model.modules() if isinstance(module, DistributedDataParallel)]
     own = [vars(wrapper).get("forward") for wrapper in wrappers]
     try:
         for wrapper in wrappers:
@@ -77,13 +82,14 @@ def gradients_for(model: nn.Module, names: Collection[str]) -> Iterator[None]:
 
     The user's hooks on parameters do not run: what they make of a sum of gradients is not its derivative.
     """
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    hooks = [p._backward_hooks for p in model.parameters() if p._backward_hooks]
+    parameters = dict(model.named_parameters())
+    before = [(p, p.requires_grad) for p in parameters.values()]
+    hooks = [p._backward_hooks for p in parameters.values() if p._backward_hooks]
     contents = [list(own.items()) for own in hooks]
     try:
         for own in hooks:
             own.clear()
-        for name, p in model.named_parameters():
+        for name, p in parameters.items():
             p.requires_grad_(name in names)
         with torch.enable_grad():
             yield
@@ -120,18 +126,21 @@ def unfused_recurrence(model: nn.Module) -> Iterator[None]:
         switch.enabled = enabled
 
 
-def _refuse_unfit(model: nn.Module) -> None:
-    for name, p in model.named_parameters():
-        if p.is_meta or is_lazy(p):
-            fail(
-                "model",
-                f"parameters that have values, {name!r} among them",
-                "one on meta" if p.is_meta else "a lazy one",
-            )
-        # A part of a parameter, of DTensor or FSDP, is not the parameter.
-        if hasattr(p, "placements") or hasattr(p, "_is_flat_param"):
-            fail("model", f"parameters that are whole in every process, {name!r} among them", type(p).__name__)
-    for name, module in model.named_modules():
+def _refuse_unfit(modules: Mapping[str, nn.Module]) -> None:
+    for path, module in modules.items():
+        for own, p in module._parameters.items():
+            if p is not None:
+                _refuse_unfit_parameter(f"{path}.{own}" if path else own, p)
+    for name, module in modules.items():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             expected = f"running statistics in {name!r}, without which the samples of a batch are coupled"
             fail("model", expected, f"{type(module).__name__} that keeps none")
+
+
+def _refuse_unfit_parameter(name: str, p: Tensor) -> None:
+    if p.is_meta or is_lazy(p):
+        got = "one on meta" if p.is_meta else "a lazy one"
+        fail("model", f"parameters that have values, {name!r} among them", got)
+    # A part of a parameter, of DTensor or FSDP, is not the parameter.
+    if hasattr(p, "placements") or hasattr(p, "_is_flat_param"):
+        fail("model", f"parameters that are whole in every process, {name!r} among them", type(p).__name__)

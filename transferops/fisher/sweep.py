@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -50,7 +51,9 @@ class Sweeper:
 
     def _once(self, make: Callable[[], Result], parameters: Direction, batch: Batch, *more: object) -> Result:
         """What was made for such parameters and samples of the model as it is, or is made now."""
-        parts: list[object] = [*self._model.modules(), *self._model.parameters()]
+        parts: list[object] = []
+        for module in self._model.modules():
+            parts += (module, *module._parameters.values())
         shapes = tuple((name, p.shape, p.dtype) for name, p in parameters.items())
         autocast = torch.is_autocast_enabled(next(self._model.parameters()).device.type)
         key = (make.__qualname__, shapes, tuple(map(id, parts)), batch.signature, autocast, *more)
@@ -69,12 +72,16 @@ class Sweeper:
     ) -> Iterator[Tensor]:
         """Hand all per-sample gradients to a collector; yields each cotangent of the outputs when it is done."""
         routes = self.routes(parameters, batch)
-        by_sample = PerSampleGradients(self._model, routes.fallback, self._chunk_size, routes.vectorised)
+        by_sample = None
+        if routes.fallback:
+            by_sample = PerSampleGradients(self._model, routes.fallback, self._chunk_size, routes.vectorised)
         device = next(self._model.parameters()).device.type
 
         def add(rows: slice, name: str, gradients: Gradients) -> None:
-            # Autocast is for the model; what is made of its gradients keeps their precision.
-            with torch.autocast(device, enabled=False):
+            # Autocast is for the model; what is made of its gradients keeps their precision. Entered only where it is
+            # on: for each of many small parameters it costs more than they do.
+            on = torch.is_autocast_enabled(device)
+            with torch.autocast(device, enabled=False) if on else contextlib.nullcontext():
                 collector.add(name, gradients, rows)
 
         with Capture(self._model, routes.captured, routes.expanded, routes.layout, routes.attention) as capture:
@@ -83,7 +90,7 @@ class Sweeper:
             for m, cotangent in enumerate(likelihood.cotangents(batch, outputs)):
                 collector.begin(batch.samples, m == 0)
                 capture.backward(outputs, cotangent, partial(add, slice(None)), last=m == final)
-                if routes.fallback:
+                if by_sample:
                     for rows, gradients in by_sample.chunks(batch, cotangent):
                         for name, values in gradients.items():
                             add(rows, name, Rows(values))
