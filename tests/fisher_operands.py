@@ -27,10 +27,10 @@ def arguments(dtype: torch.dtype) -> dict[str, tuple[Any, ...]]:
     window = ([3, 3], [2, 1], [1, 0], [1, 1], 2)
     return {
         "linear_fisher_diagonal": (a, b),
-        "linear_fisher_projection": (a, b, d),
+        "linear_fisher_projection": (a, b, list(d)),
         "linear_grad_norm": (a, b),
         "conv_fisher_diagonal": (x, g, *window),
-        "conv_fisher_projection": (x, g, w, *window),
+        "conv_fisher_projection": (x, g, list(w), *window),
         "conv_grad_norm": (x, g, *window),
         "softmax_fisher_gram": (random(5, 7, dtype=dtype), random(3, 5, 7, dtype=dtype)),
     }

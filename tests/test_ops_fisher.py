@@ -188,6 +188,22 @@ def test_memory_format_does_not_matter(case: str) -> None:
             assert torch.equal(op(view(a), view(b), *rest(d), *window), want)
 
 
+@pytest.mark.parametrize("positions", [1, 3, 70])
+def test_directions_need_not_be_stacked(positions: int) -> None:
+    """A list of them, wherever and however they lie, is their stack."""
+    a, b, d = random(5, positions, 9), random(5, positions, 20), random(3, 20, 9)
+    apart = [d[0].clone(), d[1].T.contiguous().T, d[2].double()]
+    assert torch.equal(ops.linear_fisher_projection(a, b, apart), ops.linear_fisher_projection(a, b, d))
+    for groups in (1, 4):  # four of one channel each do not go by tiles
+        x, g, w = random(3, 4, 6, 6), random(3, 8, 6, 6), random(2, 8, 4 // groups, 3, 3)
+        window: dict[str, Any] = {"kernel_size": [3, 3], "padding": 1, "groups": groups}
+        apart = [w[1].clone(), w[0].to(memory_format=torch.channels_last)]
+        assert torch.equal(
+            ops.conv_fisher_projection(x, g, apart, **window), ops.conv_fisher_projection(x, g, w.flip(0), **window)
+        )
+    assert ops.linear_fisher_projection(a, b, []).shape == (5, 0)
+
+
 def test_convolution_of_one_by_one_is_linear() -> None:
     a, b, d = random(4, 30, 9), random(4, 20, 9), random(2, 20, 30)
     assert torch.equal(ops.conv_fisher_diagonal(a, b, [1])[..., 0], ops.linear_fisher_diagonal(a.mT, b.mT))

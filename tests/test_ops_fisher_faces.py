@@ -50,7 +50,7 @@ def test_numpy_arrays_are_taken() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_numpy_face_runs_the_same_kernels(dtype: torch.dtype) -> None:
     x, g, w, kernel, stride, padding, dilation, groups = arguments(dtype)["conv_fisher_projection"]
-    w = w.to(result_dtype(dtype))
+    w = torch.stack(w).to(result_dtype(dtype))
     window = [[1, *size] for size in (kernel, stride)] + [[0, *padding], [1, *dilation]]
     face = [(t.view(torch.uint16) if dtype == torch.bfloat16 else t).numpy() for t in (x.unsqueeze(2), g.unsqueeze(2))]
     diagonal, projection, norm = (np.full(shape, np.nan, w.numpy().dtype) for shape in (w.shape[1:], (3, 2), 3))
@@ -159,6 +159,16 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         ValueError,
         "directions: expected the device of inputs, cpu, got meta",
     ),
+    "direction of a list transposed": (
+        lambda: ops.linear_fisher_projection(A, B, [D[0], D[0].mT]),
+        ValueError,
+        "directions[1]: expected shape [2, 5], got a float32 tensor of shape [5, 2] on cpu",
+    ),
+    "direction of a list int": (
+        lambda: ops.linear_fisher_projection(A, B, [D[0].long()]),
+        TypeError,
+        f"directions[0]: {FLOATING}, got a int64 tensor of shape [2, 5] on cpu",
+    ),
     "conv without positions": (
         lambda: ops.conv_grad_norm(Z, Z, [3]),
         ValueError,
@@ -239,9 +249,9 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "grad_outputs: expected the dtype of inputs, got another",
     ),
     "op: directions": (
-        lambda: torch.ops.transferops.linear_fisher_projection(A, B, D.mT),
+        lambda: torch.ops.transferops.linear_fisher_projection(A, B, list(D.mT)),
         RuntimeError,
-        "directions: expected shape [K, 2, 5], got [1, 5, 2]",
+        "directions: expected the weight's shape [2, 5] at index 0, got [5, 2]",
     ),
     "op: convolution": (
         lambda: torch.ops.transferops.conv_grad_norm(X, G, [3, 3], [1, 1], [1, 1], [1, 1], 1),

@@ -198,6 +198,16 @@ def test_strides_and_streams() -> None:
     assert torch.equal(got, want)
 
 
+@GPU
+def test_directions_need_not_be_stacked() -> None:
+    """Parts of one tensor are taken where they are, others are put together: with the same result."""
+    a, b, d = torch.randn(5, 7, 90).cuda(), torch.randn(5, 7, 70).cuda(), torch.randn(3, 70, 90).cuda()
+    want = ops.linear_fisher_projection(a, b, d)
+    for apart in (list(d), [x.clone() for x in d], [d[0], d[1].double(), d[2].T.contiguous().T]):
+        assert torch.equal(ops.linear_fisher_projection(a, b, apart), want)
+    assert torch.equal(ops.linear_fisher_projection(a, b, [d[2], d[0]]), want[:, [2, 0]])
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)], ids=str)
 def test_empty(shape: tuple[int, int, int, int], device: str) -> None:

@@ -197,11 +197,11 @@ void fisher_projection(const py::array& inputs, const py::array& grad_outputs, c
         require(py::isinstance<py::array_t<C, py::array::c_style>>(directions) && directions.ndim() > 0 &&
                     directions.size() == directions.shape(0) * weights_of(layer),
                 "directions: expected a contiguous array [K, weight] of the dtype of out");
-        const std::int64_t count = directions.shape(0);
-        require(out.size() == layer.inputs.samples * count, "out: expected [N, K] elements");
-        const auto* direction = static_cast<const C*>(directions.data());
+        require(out.size() == layer.inputs.samples * directions.shape(0), "out: expected [N, K] elements");
+        std::vector<const C*> rows;
+        for (py::ssize_t k = 0; k < directions.shape(0); ++k) rows.push_back(static_cast<const C*>(directions.data(k)));
         py::gil_scoped_release release;
-        transferops::cpu::fisher_projection(layer, direction, count, result, serial_for);
+        transferops::cpu::fisher_projection(layer, transferops::cpu::Directions<C>(rows), result, serial_for);
     });
 }
 

@@ -37,14 +37,15 @@ Tensor diagonal(const LayerArguments& x) {
     return out;
 }
 
-Tensor projection(const LayerArguments& x, const Tensor& directions) {
-    x.check_directions(directions);
-    const Tensor moves = torch::stable::contiguous(torch::stable::to(directions, x.compute_type()));
-    Tensor out = x.new_result({x.samples, directions.size(0)});
+Tensor projection(const LayerArguments& x, const TensorList& directions) {
+    const TensorList moves = x.contiguous_directions(directions);
+    Tensor out = x.new_result({x.samples, static_cast<std::int64_t>(moves.size())});
     with_layer(x, [&](const auto& layer, auto* null) {
-        using Pointer = decltype(null);
-        cpu::fisher_projection(layer, static_cast<Pointer>(moves.data_ptr()), directions.size(0),
-                               static_cast<Pointer>(out.data_ptr()), torch_parallel_for);
+        using C = std::remove_pointer_t<decltype(null)>;
+        std::vector<const C*> pointers;
+        for (const Tensor& move : moves) pointers.push_back(static_cast<const C*>(move.data_ptr()));
+        cpu::fisher_projection(layer, cpu::Directions<C>(pointers), static_cast<C*>(out.data_ptr()),
+                               torch_parallel_for);
     });
     return out;
 }
@@ -61,7 +62,7 @@ Tensor linear_fisher_diagonal(Tensor inputs, Tensor grad_outputs) {
     return diagonal(LayerArguments(inputs, grad_outputs));
 }
 
-Tensor linear_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor directions) {
+Tensor linear_fisher_projection(Tensor inputs, Tensor grad_outputs, TensorList directions) {
     return projection(LayerArguments(inputs, grad_outputs), directions);
 }
 
@@ -72,7 +73,7 @@ Tensor conv_fisher_diagonal(Tensor inputs, Tensor grad_outputs, IntList kernel_s
     return diagonal(LayerArguments(inputs, grad_outputs, kernel_size, stride, padding, dilation, groups));
 }
 
-Tensor conv_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor directions, IntList kernel_size,
+Tensor conv_fisher_projection(Tensor inputs, Tensor grad_outputs, TensorList directions, IntList kernel_size,
                               IntList stride, IntList padding, IntList dilation, std::int64_t groups) {
     return projection(LayerArguments(inputs, grad_outputs, kernel_size, stride, padding, dilation, groups), directions);
 }

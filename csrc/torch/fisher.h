@@ -72,17 +72,14 @@ struct LayerArguments {
         weight_shape.insert(weight_shape.end(), kernel_size.begin(), kernel_size.end());
     }
 
-    void check_directions(const Tensor& directions) const {
-        if (directions.is_cuda() != inputs.tensor.is_cuda())
-            fail("directions: expected the device of inputs, got another");
-        bool fits = directions.dim() == static_cast<std::int64_t>(weight_shape.size()) + 1;
-        for (std::size_t d = 0; fits && d < weight_shape.size(); ++d)
-            fits = directions.size(static_cast<std::int64_t>(d) + 1) == weight_shape[d];
-        if (!fits) {
-            std::ostringstream shape;
-            for (const std::int64_t size : weight_shape) shape << ", " << size;
-            fail("directions: expected shape [K", shape.str(), "], got ", shape_of(directions));
+    // Directions as the kernels take them, each contiguous and of the compute type: those that are so are not copied.
+    TensorList contiguous_directions(const TensorList& directions) const {
+        TensorList moves;
+        for (const Tensor& direction : directions) {
+            check_direction(direction, moves.size());
+            moves.push_back(torch::stable::contiguous(torch::stable::to(direction, compute_type())));
         }
+        return moves;
     }
 
     // What products are taken in, and results returned in.
@@ -95,6 +92,21 @@ struct LayerArguments {
     }
 
   private:
+    void check_direction(const Tensor& direction, std::size_t index) const {
+        if (direction.is_cuda() != inputs.tensor.is_cuda() ||
+            direction.get_device_index() != inputs.tensor.get_device_index())
+            fail("directions: expected the device of inputs, got another at index ", index);
+        bool fits = direction.dim() == static_cast<std::int64_t>(weight_shape.size());
+        for (std::size_t d = 0; fits && d < weight_shape.size(); ++d)
+            fits = direction.size(static_cast<std::int64_t>(d)) == weight_shape[d];
+        if (!fits) {
+            std::ostringstream shape;
+            for (const std::int64_t size : weight_shape) shape << (shape.tellp() > 0 ? ", " : "") << size;
+            fail("directions: expected the weight's shape [", shape.str(), "] at index ", index, ", got ",
+                 shape_of(direction));
+        }
+    }
+
     static Signal positions_last(const Tensor& x) {
         if (x.dim() != 2 && x.dim() != 3) fail("inputs: expected shape [N, T, I] or [N, I], got ", shape_of(x));
         Signal signal{x, x.size(x.dim() - 1), x.stride(x.dim() - 1)};

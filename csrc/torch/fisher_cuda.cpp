@@ -65,12 +65,32 @@ Tensor diagonal(const LayerArguments& x) {
     return out;
 }
 
-Tensor projection(const LayerArguments& x, const Tensor& directions) {
-    x.check_directions(directions);
+// Directions one behind the other, as the kernels want them; those that are so, the parts of one tensor, are not
+// copied.
+Tensor in_one_block(const LayerArguments& x, const TensorList& moves) {
+    const auto count = static_cast<std::int64_t>(moves.size());
+    bool adjacent = true;
+    for (std::int64_t k = 1; adjacent && k < count; ++k) {
+        const auto* before = static_cast<const char*>(moves[k - 1].data_ptr());
+        adjacent = moves[k].data_ptr() == before + moves[k - 1].numel() * moves[k - 1].element_size();
+    }
+    if (count > 0 && adjacent) return moves[0];
+    std::vector<std::int64_t> shape = x.weight_shape;
+    shape.insert(shape.begin(), count);
+    Tensor block = x.new_result(shape);
+    for (std::int64_t k = 0; k < count; ++k) {
+        Tensor part = torch::stable::select(block, 0, k);
+        torch::stable::copy_(part, moves[k]);
+    }
+    return block;
+}
+
+Tensor projection(const LayerArguments& x, const TensorList& directions) {
     const DeviceScope scope(x.inputs.tensor);
     const int multiprocessors = scope.multiprocessors();
-    const Tensor moves = torch::stable::contiguous(torch::stable::to(directions, x.compute_type()));
-    const std::int64_t count = directions.size(0);
+    const TensorList list = x.contiguous_directions(directions);
+    const Tensor moves = in_one_block(x, list);  // perhaps a part of what the list keeps
+    const auto count = static_cast<std::int64_t>(list.size());
     Tensor out = x.new_result({x.samples, count});
     with_layer(x, [&](const auto& layer, auto* null) {
         using Pointer = decltype(null);
@@ -111,7 +131,7 @@ LayerArguments conv(const Tensor& inputs, const Tensor& grad_outputs, const IntL
 
 Tensor linear_fisher_diagonal(Tensor inputs, Tensor grad_outputs) { return diagonal(linear(inputs, grad_outputs)); }
 
-Tensor linear_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor directions) {
+Tensor linear_fisher_projection(Tensor inputs, Tensor grad_outputs, TensorList directions) {
     return projection(linear(inputs, grad_outputs), directions);
 }
 
@@ -122,7 +142,7 @@ Tensor conv_fisher_diagonal(Tensor inputs, Tensor grad_outputs, IntList kernel_s
     return diagonal(conv(inputs, grad_outputs, kernel_size, stride, padding, dilation, groups));
 }
 
-Tensor conv_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor directions, IntList kernel_size,
+Tensor conv_fisher_projection(Tensor inputs, Tensor grad_outputs, TensorList directions, IntList kernel_size,
                               IntList stride, IntList padding, IntList dilation, std::int64_t groups) {
     return projection(conv(inputs, grad_outputs, kernel_size, stride, padding, dilation, groups), directions);
 }

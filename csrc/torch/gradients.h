@@ -18,8 +18,6 @@
 
 namespace transferops {
 
-using TensorList = std::vector<Tensor>;
-
 // Whether the elements fill one stretch of memory, in whatever order.
 inline bool is_dense(const Tensor& tensor, std::int64_t first_dimension = 0) {
     std::vector<std::pair<std::int64_t, std::int64_t>> dimensions;  // stride, size

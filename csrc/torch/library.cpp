@@ -12,13 +12,13 @@ STABLE_TORCH_LIBRARY(transferops, m) {
         "empirical_prediction(Tensor probabilities, Tensor labels, int num_classes) -> (Tensor, Tensor, Tensor, "
         "Tensor)");
     m.def("linear_fisher_diagonal(Tensor inputs, Tensor grad_outputs) -> Tensor");
-    m.def("linear_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor directions) -> Tensor");
+    m.def("linear_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor[] directions) -> Tensor");
     m.def("linear_grad_norm(Tensor inputs, Tensor grad_outputs) -> Tensor");
     m.def(
         "conv_fisher_diagonal(Tensor inputs, Tensor grad_outputs, int[] kernel_size, int[] stride, int[] padding, "
         "int[] dilation, int groups) -> Tensor");
     m.def(
-        "conv_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor directions, int[] kernel_size, "
+        "conv_fisher_projection(Tensor inputs, Tensor grad_outputs, Tensor[] directions, int[] kernel_size, "
         "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor");
     m.def(
         "conv_grad_norm(Tensor inputs, Tensor grad_outputs, int[] kernel_size, int[] stride, int[] padding, "

@@ -14,6 +14,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../kernels/scalar.h"
 
@@ -21,6 +22,7 @@ namespace transferops {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using TensorList = std::vector<Tensor>;
 
 // Throws "argument: expected ..., got ...", the form of every error in this library.
 template <class... Parts>

@@ -110,7 +110,9 @@ void layer(std::int64_t samples, std::int64_t in, std::int64_t out_channels, std
         fisher_diagonal(batch, static_cast<Compute<T>*>(out), parallel_for);
     });
     check("fisher_projection", element * n * 3, [&](void* out, const ParallelFor& parallel_for) {
-        fisher_projection(batch, directions.data(), 3, static_cast<Compute<T>*>(out), parallel_for);
+        const std::vector<const Compute<T>*> moves{directions.data(), directions.data() + weights,
+                                                   directions.data() + 2 * weights};
+        fisher_projection(batch, Directions<Compute<T>>(moves), static_cast<Compute<T>*>(out), parallel_for);
     });
     check("grad_norm", element * n, [&](void* out, const ParallelFor& parallel_for) {
         grad_norm(batch, static_cast<Compute<T>*>(out), parallel_for);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -46,10 +46,10 @@ class Accumulator(ABC, Generic[Result]):
             RuntimeError: there was an error in an update before.
         """
         with self._estimation.passes():
-            return self.take(batches)
+            self._take(batches)
+        return self
 
-    def take(self, batches: Iterable[Any]) -> Self:
-        """:meth:`update` by who has the model ready: within :meth:`transferops.fisher.estimation.Estimation.passes`."""
+    def _take(self, batches: Iterable[Any]) -> None:
         if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
             fail("batches", "an iterable of batches, such as [inputs]", describe(batches), TypeError)
         self._check_whole("update")
@@ -58,7 +58,6 @@ class Accumulator(ABC, Generic[Result]):
             self._add(batch)
             self.samples += batch.samples
         self._spoilt = False
-        return self
 
     def merge(self, other: Self) -> Self:
         """Add what ``other`` has seen, which is left as it is: of the same quantity, estimator and shapes.
@@ -152,3 +151,13 @@ class Accumulator(ABC, Generic[Result]):
     @abstractmethod
     def _result(self, averages: list[Tensor]) -> Result:
         """What the sums amount to, divided by the number of samples."""
+
+
+def evaluate(
+    estimation: Estimation, empty: Callable[[Estimation], Accumulator[Result]], batches: Iterable[Any]
+) -> Result:
+    """What an accumulator amounts to after one update, the model being made ready once for all of it."""
+    with estimation.passes():
+        accumulator = empty(estimation)
+        accumulator._take(batches)
+        return accumulator.finish()

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from transferops._validate import check_positive_int, describe, fail
-from transferops.fisher.accumulate import Accumulator
+from transferops.fisher.accumulate import Accumulator, evaluate
 from transferops.fisher.directions import Direction, GivenDirection, Selection
 from transferops.fisher.estimation import Estimation
 from transferops.fisher.quantities import Block, Diagonal, Factors, Gram, Kronecker, Product, Trace
 from transferops.fisher.routes import plan
 from transferops.fisher.spectrum import EffectiveDimension, effective_dimension
-
-Result = TypeVar("Result")
 
 
 class FisherInformation:
@@ -153,11 +151,6 @@ class FisherInformation:
                 fail("what", f"nothing, {quantity!r} having no argument", describe(what))
             return simple[quantity](inner)
 
-    def _evaluate(self, empty: Callable[[Estimation], Accumulator[Result]], batches: Iterable[Any]) -> Result:
-        """A quantity of these batches alone, the model being made ready once."""
-        with self._estimation.passes():
-            return empty(self._estimation).take(batches).finish()
-
     def gram(self, directions: Sequence[GivenDirection] | Tensor, batches: Iterable[Any]) -> Tensor:
         """A = Theta^T J Theta for K directions at once [derived].
 
@@ -191,7 +184,7 @@ class FisherInformation:
             ValueError: an argument has the wrong shape, names, device or values, there is no sample, or the
                 outputs have the wrong shape, are not finite, or depend on other samples of the batch.
         """
-        return self._evaluate(lambda inner: Gram(inner, inner.directions(directions)), batches)
+        return evaluate(self._estimation, lambda inner: Gram(inner, inner.directions(directions)), batches)
 
     def quadratic(self, direction: GivenDirection, batches: Iterable[Any]) -> float:
         """delta^T J delta, the Gram matrix of one direction; see :meth:`gram`."""
@@ -214,11 +207,11 @@ class FisherInformation:
             TypeError: an argument has the wrong type.
             ValueError: as in :meth:`gram`, or no parameter is selected.
         """
-        return self._evaluate(Diagonal, batches)
+        return evaluate(self._estimation, Diagonal, batches)
 
     def trace(self, batches: Iterable[Any]) -> float:
         """tr J = (1/N) sum_n |g_n|^2, from per-sample norms; cost and errors as :meth:`diagonal`."""
-        return self._evaluate(Trace, batches)
+        return evaluate(self._estimation, Trace, batches)
 
     def matvec(self, direction: GivenDirection, batches: Iterable[Any]) -> Direction:
         """J v.
@@ -237,7 +230,7 @@ class FisherInformation:
             TypeError: an argument has the wrong type.
             ValueError: as in :meth:`gram`, or no parameter is selected.
         """
-        return self._evaluate(lambda inner: Product(inner, inner.direction(direction)), batches)
+        return evaluate(self._estimation, lambda inner: Product(inner, inner.direction(direction)), batches)
 
     def block(self, name: str, batches: Iterable[Any]) -> Tensor:
         """The block of J of one parameter or one layer, as a matrix over its elements.
@@ -254,7 +247,7 @@ class FisherInformation:
             TypeError: an argument has the wrong type.
             ValueError: as in :meth:`gram`, or nothing of this name is selected, or more elements are.
         """
-        return self._evaluate(lambda inner: Block.of(inner, name), batches)
+        return evaluate(self._estimation, lambda inner: Block.of(inner, name), batches)
 
     def kfac(self, batches: Iterable[Any]) -> Factors:
         """Kronecker factors of the weights of all linear layers and convolutions.
@@ -276,7 +269,7 @@ class FisherInformation:
             ValueError: as in :meth:`gram`, no parameter is selected, or one of these weights has no such factors:
                 it is tied or used outside its layer, or its convolution has groups. ``parameters`` can leave it out.
         """
-        return self._evaluate(Kronecker, batches)
+        return evaluate(self._estimation, Kronecker, batches)
 
     def effective_dimension(
         self, damping: float, batches: Iterable[Any], *, probes: int = 8, steps: int = 32

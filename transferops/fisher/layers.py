@@ -43,7 +43,7 @@ class Rows:
         self.values = _wide(values)
 
     def project(self, directions: Sequence[Tensor]) -> Tensor:
-        stacked = _stack(directions, self.values.dtype)
+        stacked = torch.stack(tuple(directions)).to(self.values.dtype)
         return self._flat() @ stacked.view(len(stacked), -1).T
 
     def diagonal(self) -> Tensor:
@@ -67,10 +67,7 @@ class LinearWeight:
         self.inputs, self.grads = (inputs[:, 0], grads[:, 0]) if one else (inputs, grads)
 
     def project(self, directions: Sequence[Tensor]) -> Tensor:
-        if self.inputs.dim() == 2:  # a product for each direction: a stack of them would only be a copy
-            scores = [ops.linear_fisher_projection(self.inputs, self.grads, d.unsqueeze(0)) for d in directions]
-            return torch.cat(scores, 1)
-        return ops.linear_fisher_projection(self.inputs, self.grads, _stack(directions))
+        return ops.linear_fisher_projection(self.inputs, self.grads, list(directions))
 
     def project_products(self, products: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """As ``project`` on left [O, r] @ right [r, I], by sum_t (left^T b_nt) . (right a_nt)."""
@@ -117,7 +114,7 @@ class ConvWeight:
         self.geometry = (module.kernel_size, module.stride, padding, module.dilation, module.groups)
 
     def project(self, directions: Sequence[Tensor]) -> Tensor:
-        return ops.conv_fisher_projection(self.inputs, self.grads, _stack(directions), *self.geometry)
+        return ops.conv_fisher_projection(self.inputs, self.grads, list(directions), *self.geometry)
 
     def diagonal(self) -> Tensor:
         return ops.conv_fisher_diagonal(self.inputs, self.grads, *self.geometry)
@@ -331,10 +328,6 @@ def refuse_changed_gradients(name: str, module: nn.Module) -> None:
 
 def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-
-
-def _stack(directions: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-    return torch.stack(tuple(directions)).to(dtype)
 
 
 def _wide(values: Any) -> Tensor:

@@ -52,13 +52,16 @@ def linear_fisher_diagonal(inputs: Tensor | Any, grad_outputs: Tensor | Any) -> 
     return _call("linear_fisher_diagonal", inputs, grad_outputs)
 
 
-def linear_fisher_projection(inputs: Tensor | Any, grad_outputs: Tensor | Any, directions: Tensor | Any) -> Tensor:
+def linear_fisher_projection(
+    inputs: Tensor | Any, grad_outputs: Tensor | Any, directions: Tensor | Sequence[Tensor] | Any
+) -> Tensor:
     """s_nk = <sum_t b_nt a_nt^T, Delta_k>: per-sample gradients of a linear layer's weight along K directions.
 
     Args:
         inputs: a, [N, T, I], or [N, I] without positions; float32, float64, float16 or bfloat16, any strides.
         grad_outputs: b, [N, T, O] or [N, O], the dtype of ``inputs``.
-        directions: Delta, [K, O, I], any floating dtype; taken in the dtype of the result.
+        directions: Delta, [K, O, I] or a list of K tensors [O, I], which need not be stacked; any floating dtype, taken
+            in the dtype of the result.
 
     Returns:
         [N, K], float64 for float64 inputs, float32 otherwise. S^T S is Delta^T J Delta of the empirical Fisher
@@ -71,8 +74,8 @@ def linear_fisher_projection(inputs: Tensor | Any, grad_outputs: Tensor | Any, d
     Cost: 2 N (T + K) O I operations, or on a CPU 2 N T K O I where that is cheaper.
     """
     inputs, grad_outputs = _check_linear(inputs, grad_outputs)
-    directions = _check_directions(directions, inputs, [grad_outputs.shape[-1], inputs.shape[-1]])
-    return _call("linear_fisher_projection", inputs, grad_outputs, directions)
+    moves = _check_directions(directions, inputs, [grad_outputs.shape[-1], inputs.shape[-1]])
+    return _call("linear_fisher_projection", inputs, grad_outputs, moves)
 
 
 def linear_grad_norm(inputs: Tensor | Any, grad_outputs: Tensor | Any) -> Tensor:
@@ -130,7 +133,7 @@ def conv_fisher_diagonal(
 def conv_fisher_projection(
     inputs: Tensor | Any,
     grad_outputs: Tensor | Any,
-    directions: Tensor | Any,
+    directions: Tensor | Sequence[Tensor] | Any,
     kernel_size: Sequence[int],
     stride: int | Sequence[int] = 1,
     padding: int | Sequence[int] = 0,
@@ -141,7 +144,7 @@ def conv_fisher_projection(
 
     Args:
         inputs, grad_outputs, kernel_size, stride, padding, dilation, groups: as in :func:`conv_fisher_diagonal`.
-        directions: Delta, [K, C_out, C_in / groups, *kernel_size], any floating dtype.
+        directions: Delta, [K, C_out, C_in / groups, *kernel_size] or a list of K such weights, any floating dtype.
 
     Returns:
         [N, K], float64 for float64 inputs, float32 otherwise.
@@ -152,8 +155,8 @@ def conv_fisher_projection(
     """
     inputs, grad_outputs, window = _check_conv(inputs, grad_outputs, kernel_size, stride, padding, dilation, groups)
     weight = [grad_outputs.shape[1], inputs.shape[1] // groups, *window[0]]
-    directions = _check_directions(directions, inputs, weight)
-    return _call("conv_fisher_projection", inputs, grad_outputs, directions, *window)
+    moves = _check_directions(directions, inputs, weight)
+    return _call("conv_fisher_projection", inputs, grad_outputs, moves, *window)
 
 
 def conv_grad_norm(
@@ -284,14 +287,21 @@ def _integers(argument: str, value: Any, count: int, minimum: int) -> list[int]:
     return list(values)
 
 
-def _check_directions(value: Any, inputs: Tensor, weight: list[int]) -> Tensor:
-    directions = _check_floating("directions", value)
-    if list(directions.shape[1:]) != weight or directions.dim() != len(weight) + 1:
+def _check_directions(value: Any, inputs: Tensor, weight: list[int]) -> list[Tensor]:
+    if isinstance(value, (list, tuple)):
+        return [_check_direction(f"directions[{k}]", each, inputs, weight, False) for k, each in enumerate(value)]
+    return list(_check_direction("directions", value, inputs, weight, True).unbind())
+
+
+def _check_direction(argument: str, value: Any, inputs: Tensor, weight: list[int], stacked: bool) -> Tensor:
+    direction = _check_floating(argument, value)
+    if list(direction.shape[stacked:]) != weight or direction.dim() != len(weight) + stacked:
         expected = ", ".join(str(size) for size in weight)
-        fail("directions", f"shape [K, {expected}], K of the weight's", describe(directions))
-    if directions.device != inputs.device:
-        fail("directions", f"the device of inputs, {inputs.device}", str(directions.device))
-    return directions
+        shape = f"shape [K, {expected}], K of the weight's" if stacked else f"shape [{expected}]"
+        fail(argument, shape, describe(direction))
+    if direction.device != inputs.device:
+        fail(argument, f"the device of inputs, {inputs.device}", str(direction.device))
+    return direction
 
 
 # Shapes and dtypes without data, for torch.compile and torch.export.
@@ -310,8 +320,8 @@ def _fake_conv_diagonal(inputs: Tensor, grad_outputs: Tensor, kernel_size: list[
     return _result(inputs, grad_outputs.shape[1], inputs.shape[1] // groups, *kernel_size)
 
 
-def _fake_projection(inputs: Tensor, grad_outputs: Tensor, directions: Tensor, *window: Any) -> Tensor:
-    return _result(inputs, inputs.shape[0], directions.shape[0])
+def _fake_projection(inputs: Tensor, grad_outputs: Tensor, directions: list[Tensor], *window: Any) -> Tensor:
+    return _result(inputs, inputs.shape[0], len(directions))
 
 
 def _fake_norm(inputs: Tensor, grad_outputs: Tensor, *window: Any) -> Tensor:

@@ -92,10 +92,10 @@ inline at::Tensor linear_fisher_diagonal(const at::Tensor& inputs, const at::Ten
 }
 
 inline at::Tensor linear_fisher_projection(const at::Tensor& inputs, const at::Tensor& grad_outputs,
-                                           const at::Tensor& directions) {
+                                           at::TensorList directions) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("transferops::linear_fisher_projection", "")
-                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
+                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&, at::TensorList)>();
     return op.call(inputs, grad_outputs, directions);
 }
 
@@ -117,14 +117,12 @@ inline at::Tensor conv_fisher_diagonal(const at::Tensor& inputs, const at::Tenso
 }
 
 inline at::Tensor conv_fisher_projection(const at::Tensor& inputs, const at::Tensor& grad_outputs,
-                                         const at::Tensor& directions, at::IntArrayRef kernel_size,
-                                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                                         std::int64_t groups) {
-    static const auto op =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("transferops::conv_fisher_projection", "")
-            .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&, at::IntArrayRef, at::IntArrayRef,
-                              at::IntArrayRef, at::IntArrayRef, std::int64_t)>();
+                                         at::TensorList directions, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                                         at::IntArrayRef padding, at::IntArrayRef dilation, std::int64_t groups) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("transferops::conv_fisher_projection", "")
+                               .typed<at::Tensor(const at::Tensor&, const at::Tensor&, at::TensorList, at::IntArrayRef,
+                                                 at::IntArrayRef, at::IntArrayRef, at::IntArrayRef, std::int64_t)>();
     return op.call(inputs, grad_outputs, directions, kernel_size, stride, padding, dilation, groups);
 }
 

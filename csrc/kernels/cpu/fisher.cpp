@@ -326,13 +326,12 @@ void unpack_tiles(const C* tiles, const LayerShape& shape, C* out, const Paralle
     });
 }
 
-// Directions [count][groups * rows][columns] to tiles [tile][count], zero beyond the edges.
+// Directions, each [groups * rows][columns], to tiles [tile][direction], zero beyond the edges.
 template <class C>
-AlignedBuffer<C> pack_tiles(const C* directions, std::int64_t count, const LayerShape& shape,
-                            const ParallelFor& parallel_for) {
+AlignedBuffer<C> pack_tiles(Directions<C> directions, const LayerShape& shape, const ParallelFor& parallel_for) {
     const Grid<C> grid(shape);
+    const auto count = static_cast<std::int64_t>(directions.size());
     auto tiles = aligned_buffer<C>(grid.tiles() * count * kTileArea<C>);
-    const std::int64_t weights = grid.groups * grid.rows * grid.columns;
     const bool in_order = keeps_order(shape);
     parallel_for(grid.tiles(), [&](std::int64_t tile) {
         const auto [group, first, first_row] = grid.begin_of(tile);
@@ -342,7 +341,7 @@ AlignedBuffer<C> pack_tiles(const C* directions, std::int64_t count, const Layer
         std::memset(out, 0, static_cast<std::size_t>(count * kTileArea<C>) * sizeof(C));
         for (std::int64_t k = 0; k < count; ++k)
             for (std::int64_t row = 0; row < rows; ++row) {
-                const C* source = directions + k * weights + (group * grid.rows + first_row + row) * grid.columns;
+                const C* source = directions[k] + (group * grid.rows + first_row + row) * grid.columns;
                 C* target = out + k * kTileArea<C> + row * kTileColumns<C>;
                 if (in_order)
                     std::copy_n(source + first, columns, target);
@@ -368,17 +367,18 @@ void plane_diagonal(const LayerBatch<T>& layer, const LayerShape& shape, Compute
         parallel_for);
 }
 
-// out [samples, count] = <G_n, D_k>, or |G_n|^2 without directions.
+// out [samples, number of directions] = <G_n, D_k>, or [samples] = |G_n|^2 without directions.
 template <class T>
-void plane_products(const LayerBatch<T>& layer, const LayerShape& shape, const Compute<T>* directions,
-                    std::int64_t count, Compute<T>* out, const ParallelFor& parallel_for) {
+void plane_products(const LayerBatch<T>& layer, const LayerShape& shape, Directions<Compute<T>> directions,
+                    Compute<T>* out, const ParallelFor& parallel_for) {
     const std::int64_t area = shape.rows * shape.columns;
+    const std::int64_t count = std::max<std::int64_t>(static_cast<std::int64_t>(directions.size()), 1);
     std::vector<double> sums(static_cast<std::size_t>(shape.groups * shape.samples * count));
     plane_gradients(
         layer, shape,
         [&](std::int64_t n, std::int64_t group, const std::vector<Compute<T>>& gradient) {
             for (std::int64_t k = 0; k < count; ++k) {
-                const Compute<T>* other = directions ? directions + (k * shape.groups + group) * area : gradient.data();
+                const Compute<T>* other = directions.empty() ? gradient.data() : directions[k] + group * area;
                 double sum = 0;
                 for (std::int64_t i = 0; i < area; ++i) sum += static_cast<double>(gradient[i]) * other[i];
                 sums[(group * shape.samples + n) * count + k] = sum;
@@ -426,21 +426,21 @@ void fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, const Parallel
 }
 
 template <class T>
-void fisher_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count, Compute<T>* out,
+void fisher_projection(const LayerBatch<T>& layer, Directions<Compute<T>> directions, Compute<T>* out,
                        const ParallelFor& parallel_for) {
     using C = Compute<T>;
     const LayerShape shape(layer);
+    const auto count = static_cast<std::int64_t>(directions.size());
     std::fill_n(out, shape.samples * count, C(0));
     if (is_empty(shape) || count == 0) return;
-    if (tiles_are_mostly_empty<C>(shape)) return plane_products(layer, shape, directions, count, out, parallel_for);
+    if (tiles_are_mostly_empty<C>(shape)) return plane_products(layer, shape, directions, out, parallel_for);
     with_operands(layer, [&](auto& a, const auto& b) {
         if (contraction_is_cheaper(shape.positions, count)) {
             auto outputs = b;
             contract<C>(all_samples_as_one(a, shape.samples, parallel_for),
-                        all_samples_as_one(outputs, shape.samples, parallel_for), shape, directions, count, out,
-                        parallel_for);
+                        all_samples_as_one(outputs, shape.samples, parallel_for), shape, directions, out, parallel_for);
         } else {
-            const auto tiles = pack_tiles(directions, count, shape, parallel_for);
+            const auto tiles = pack_tiles(directions, shape, parallel_for);
             SampleSums<C> sums(shape.samples, count);
             ProjectionSink<C> sink{tiles.get(), count, sums};
             gradient_tiles<C>(a, b, shape, false, sink, parallel_for);
@@ -455,8 +455,7 @@ void grad_norm(const LayerBatch<T>& layer, Compute<T>* out, const ParallelFor& p
     const LayerShape shape(layer);
     std::fill_n(out, shape.samples, C(0));
     if (is_empty(shape)) return;
-    if (tiles_are_mostly_empty<C>(shape))
-        return plane_products(layer, shape, static_cast<const C*>(nullptr), 1, out, parallel_for);
+    if (tiles_are_mostly_empty<C>(shape)) return plane_products(layer, shape, Directions<C>(), out, parallel_for);
     with_operands(layer, [&](auto& a, const auto& b) {
         if (ghost_norm_is_cheaper(shape)) return ghost_norm<C>(a, b, shape, out, parallel_for);
         const std::int64_t area = Grid<C>(shape).tiles() * kTileArea<C>;
@@ -468,10 +467,9 @@ void grad_norm(const LayerBatch<T>& layer, Compute<T>* out, const ParallelFor& p
     });
 }
 
-#define TRANSFEROPS_INSTANTIATE(T)                                                                      \
-    template void fisher_diagonal(const LayerBatch<T>&, Compute<T>*, const ParallelFor&);               \
-    template void fisher_projection(const LayerBatch<T>&, const Compute<T>*, std::int64_t, Compute<T>*, \
-                                    const ParallelFor&);                                                \
+#define TRANSFEROPS_INSTANTIATE(T)                                                                                  \
+    template void fisher_diagonal(const LayerBatch<T>&, Compute<T>*, const ParallelFor&);                           \
+    template void fisher_projection(const LayerBatch<T>&, Directions<Compute<T>>, Compute<T>*, const ParallelFor&); \
     template void grad_norm(const LayerBatch<T>&, Compute<T>*, const ParallelFor&);
 TRANSFEROPS_INSTANTIATE(float)
 TRANSFEROPS_INSTANTIATE(double)

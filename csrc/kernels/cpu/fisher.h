@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 
 #include "../scalar.h"
 #include "parallel.h"
@@ -51,9 +52,14 @@ struct LayerBatch {
 template <class T>
 void fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, const ParallelFor& parallel_for);
 
-// out [samples, count] = <G_n, D_k> for directions D [count, O, I/groups, *kernel].
+// Directions D_k, each as the weight [O, I/groups, *kernel], contiguous: wherever they are, so that nobody has to stack
+// them.
+template <class C>
+using Directions = std::span<const C* const>;
+
+// out [samples, number of directions] = <G_n, D_k>.
 template <class T>
-void fisher_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count, Compute<T>* out,
+void fisher_projection(const LayerBatch<T>& layer, Directions<Compute<T>> directions, Compute<T>* out,
                        const ParallelFor& parallel_for);
 
 // out [samples] = |G_n|^2.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "fisher.h"
 #include "fisher_grid.h"
 
 namespace transferops::cpu {
@@ -23,12 +24,12 @@ inline bool contraction_is_cheaper(std::int64_t positions, std::int64_t directio
 
 // sums[n][k] += sum_t a_nt . (D_k^T b_nt), for positions of all samples together: tiles of D_k^T b, each dotted with a.
 template <class C, class S, class T>
-void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape, const C* directions,
-              std::int64_t count, C* out, const ParallelFor& parallel_for) {
+void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape, Directions<C> directions, C* out,
+              const ParallelFor& parallel_for) {
     const Grid<C> grid(shape);
     const Level level = cpu_level();
+    const auto count = static_cast<std::int64_t>(directions.size());
     const std::int64_t all_positions = shape.samples * shape.positions;
-    const std::int64_t weights = grid.groups * grid.rows * grid.columns;
     std::vector<std::int64_t> row_offset(static_cast<std::size_t>(grid.rows));
     for (std::int64_t row = 0; row < grid.rows; ++row) row_offset[row] = row * grid.columns;
 
@@ -65,7 +66,7 @@ void contract(const Operand<S>& a, const Operand<T>& b, const LayerShape& shape,
             const std::int64_t group = task / chunks / grid.column_tiles() % grid.groups;
             const std::int64_t k = task / chunks / grid.column_tiles() / grid.groups;
             const std::int64_t panels = grid.panels_of(column_tile);
-            const C* direction = directions + k * weights + group * grid.rows * grid.columns;
+            const C* direction = directions[k] + group * grid.rows * grid.columns;
             const C* inputs =
                 packed_a.get() + (group * grid.column_panels() + column_tile * kTilePanels) * slab * kPanel<C>;
             const auto packed = aligned_buffer<C>(std::min(kPositions, grid.rows) * kTileColumns<C>);
