@@ -112,7 +112,26 @@ struct Block {
     const E* weights;
 };
 
+// Where tangents are, for caches to get them: a line for each row and kPanel classes, evenly, as rows are too short and
+// arithmetic in between is too long for the processor to keep memory busy by itself.
+struct Lines {
+    const char* data;
+    std::int64_t row_bytes, class_bytes;
+
+    const char* of(std::int64_t row, std::int64_t c) const { return data + row * row_bytes + c * class_bytes; }
+};
+
+// Rows of a tile and with how many rows, the first of them themselves; rows that are left with themselves: 24 sums and
+// the operands fit into 32 registers, 9 into 16.
+template <class E, int LANES>
+struct TileSize {
+    static constexpr bool kMany = LANES == kPanel<E>;  // registers
+    static constexpr int kRows = kMany ? 3 : 2, kWide = kMany ? 8 : 4, kTriangle = kMany ? 5 : 3;
+};
+
 // weights = exp(logits - highest), and their sum. In the last vector 0 for what is in the one before it, too.
+//
+// L1 gets meanwhile what the first tile of the block will read, where that is half of L1 at most.
 template <class E>
 struct Exponentials {
     const E* logits;
@@ -120,6 +139,8 @@ struct Exponentials {
     E highest;
     E* weights;
     double& sum;
+    Lines tangents;
+    std::int64_t rows;
 
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
@@ -129,7 +150,12 @@ struct Exponentials {
             return exp_of_negative<E, LANES>(Vectors::load(logits + c) - highest);
         };
         std::int64_t c = 0;
-        for (; c + LANES <= count; c += LANES) total += Vectors::at(weights + c) = exponentials(c);
+        for (; c + LANES <= count; c += LANES) {
+            if (!TileSize<E, LANES>::kMany && c % kPanel<E> == 0)
+                for (std::int64_t k = 0; k < std::min<std::int64_t>(rows, TileSize<E, LANES>::kWide); ++k)
+                    __builtin_prefetch(tangents.of(k, c), 0, 3);  // to be read; from L1 on
+            total += Vectors::at(weights + c) = exponentials(c);
+        }
         if (c < count) {
             Vectors::at(weights + c) = exponentials(count - LANES);
             std::fill_n(weights + c, c + LANES - count, E{0});
@@ -139,32 +165,24 @@ struct Exponentials {
     }
 };
 
-// What the L2 cache gets meanwhile: a line for each row and kPanel classes, evenly, as rows are too short and
-// arithmetic in between is too long for the processor to keep memory busy by itself. Into L1 they would drive out the
-// block at hand, whose rows often lie a multiple of a page apart.
-struct Ahead {
-    const char* data;
-    std::int64_t row_bytes, class_bytes;
-};
-
 // In lanes, with y_k = x_k + offset[k]: gram [rows][rows][kPanel] += sum_c weights[c] y_k[c] y_l[c] for k <= l, and
 // mean [rows][kPanel] += sum_c weights[c] y_k[c].
 //
-// By tiles of kRows rows with kWide rows, the first of them themselves, and the last kTriangle rows or fewer with
-// themselves: 24 sums and the operands fit into 32 registers, 9 into 16.
+// L2 gets meanwhile what the next block will read: into L1 it would drive out the block at hand, whose rows often lie a
+// multiple of a page apart.
 template <class E>
 struct Moments {
     Block<E> block;
     std::int64_t rows;
     const E* offset;
-    Ahead ahead;
+    Lines next;
     E* gram;
     E* mean;
 
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
-        constexpr bool kMany = LANES == kPanel<E>;  // registers
-        constexpr int kRows = kMany ? 3 : 2, kWide = kMany ? 8 : 4, kTriangle = kMany ? 5 : 3;
+        using Size = TileSize<E, LANES>;
+        constexpr int kRows = Size::kRows, kWide = Size::kWide, kTriangle = Size::kTriangle;
         std::int64_t k = 0;
         for (; rows - k > kTriangle; k += kRows) {
             std::int64_t l = k + width_of(rows - k, kWide);
@@ -203,7 +221,7 @@ struct Moments {
         using Vectors = Simd<E, LANES>;
         using Vector = typename Vectors::Vector;
         const auto [x, stride, classes, weights] = block;
-        const auto [next, next_stride, next_step] = ahead;
+        const Lines ahead = next;
         const E *left = x + first * stride, *right = x + second * stride;
         const E *left_offset = offset + first, *right_offset = offset + second;
         E *tile = gram + (first * rows + second) * kPanel<E>, *own_mean = mean + first * kPanel<E>;
@@ -233,10 +251,7 @@ struct Moments {
         TRANSFEROPS_TWICE
         for (; c + LANES <= classes; c += LANES) {
             if (OWN && c % kPanel<E> == 0)
-                for (int k = 0; k < K; ++k) {
-                    const char* line = next + (first + k) * next_stride + c * next_step;
-                    __builtin_prefetch(line, 0, 2);  // to be read; from L2 on
-                }
+                for (int k = 0; k < K; ++k) __builtin_prefetch(ahead.of(first + k, c), 0, 2);  // to be read; from L2 on
             step(c, Vectors::load(weights + c));
         }
         if (c < classes) step(classes - LANES, Vectors::load(weights + c));
@@ -393,9 +408,10 @@ class SampleGram {
         for (std::int64_t first = 0, count; first < x_.classes; first += count) {
             count = classes_from(first);
             double mass;
-            run<E>(Exponentials<E>{logits_of(n, first, count), padded(count), highest, weights_.get(), mass});
+            run<E>(Exponentials<E>{logits_of(n, first, count), padded(count), highest, weights_.get(), mass,
+                                   lines_of(n, first), x_.directions});
             mass_ += mass;
-            run<E>(Moments<E>{block_at(n, first, count), x_.directions, offset_.data(), ahead_of(n, first),
+            run<E>(Moments<E>{block_at(n, first, count), x_.directions, offset_.data(), next_lines(n, first),
                               lanes_.get() + x_.directions * kPanel<E>, lanes_.get()});
             if ((first + count) % kSpan == 0 || first + count == x_.classes)
                 run<E>(TakeLanes<E>{lanes_.get(), x_.directions, sums_.data()});
@@ -416,12 +432,16 @@ class SampleGram {
         return {row, copied ? room : x_.direction_stride, room, weights_.get()};
     }
 
-    // What the next blocks will read, of this sample or the next.
-    Ahead ahead_of(std::int64_t n, std::int64_t first) const {
-        const std::int64_t next = n * x_.classes + first + block_;
-        const T* data = tangent(0, std::min(next / x_.classes, x_.samples - 1), next % x_.classes);
+    Lines lines_of(std::int64_t n, std::int64_t c) const {
         constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
+        const T* data = tangent(0, n, c);
         return {reinterpret_cast<const char*>(data), x_.direction_stride * kSize, x_.class_stride * kSize};
+    }
+
+    // What the next blocks will read, of this sample or the next.
+    Lines next_lines(std::int64_t n, std::int64_t first) const {
+        const std::int64_t next = n * x_.classes + first + block_;
+        return lines_of(std::min(next / x_.classes, x_.samples - 1), next % x_.classes);
     }
 
     const T* logits_;
