@@ -31,7 +31,7 @@ sanitize: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzz/run.py
 
-# Every mistake that is known to be noticed by the tests of the CUDA kernels; `make test` tries one in eight.
+# Every mistake that is known to be noticed by the tests of the CUDA kernels; `make test` tries one in 24.
 mutants: $(VENV)/.installed-test
 	TRANSFEROPS_MUTANTS=all $(BIN)/python -m pytest tests/kernels/test_mutants.py
 

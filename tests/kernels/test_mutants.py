@@ -1,6 +1,6 @@
 """Every mistake put into the kernels is noticed, and the kernels as they are show none.
 
-One in eight of them is tried, all with TRANSFEROPS_MUTANTS=all (`make mutants`).
+One in 24 of them is tried, all with TRANSFEROPS_MUTANTS=all (`make mutants`).
 """
 
 from __future__ import annotations
