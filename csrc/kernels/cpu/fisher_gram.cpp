@@ -131,7 +131,8 @@ struct TileSize {
 
 // weights = exp(logits - highest), and their sum. In the last vector 0 for what is in the one before it, too.
 //
-// L1 gets meanwhile what the first tile of the block will read, where that is half of L1 at most.
+// L1 gets meanwhile what the first tile of the block will read. Not for the wide tiles of AVX-512, the first of which
+// may read the whole block, as large as L1: not measured there.
 template <class E>
 struct Exponentials {
     const E* logits;
