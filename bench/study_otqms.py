@@ -211,9 +211,9 @@ def write_tables() -> None:
         plot(summary, title, JOURNALS.parent / f"study_otqms-{data}-{shots}-shots{suffix}.png")
     head = (
         "# OTQMS and its rivals\n\n"
-        "Test accuracy in %, mean over the seeds there are; then the mean over the targets, of the seeds that every target "
-        "has, its standard error over them (of the "
-        "targets' means). Strategies with every target and seed stand first. Unrelated: their share of the loss. One "
+        "Test accuracy in %, mean over the seeds there are; then the mean over the targets, of the seeds that every "
+        "target has, its standard error over them (of the targets' means). Strategies with every target and seed stand "
+        "first. Unrelated: their share of the loss. One "
         "thread; seconds of the fastest training (others ran beside other work), its preparation included; - where "
         "none is known to have had the machine to itself.\n"
     )
