@@ -18,9 +18,10 @@ demo: $(VENV)/.installed-cli
 stranger:
 	$(PYTHON) scripts/strangers_path.py $(TORCH)
 
-# Files are spread over the processors: compilers of the emulated kernels take one while tests run on another.
+# Files are spread over the processors in their own order, not those with few tests last: these take longest. Compilers of
+# the emulated kernels come first, and take one processor while tests run on another.
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The op tests against kernels built with AddressSanitizer and UndefinedBehaviorSanitizer; then threads under ThreadSanitizer.
 sanitize: $(VENV)/.installed-test
@@ -108,8 +109,11 @@ dependencies: peers
 wheels:
 	scripts/build_wheels.sh $(PYTHON)
 
+# Both from the tree, whose objects are there already. That what is shipped builds by itself is shown by `make stranger`,
+# in a copy of the tracked files, all of which the sdist has to hold.
 dist: $(VENV)/.installed-dist
-	$(BIN)/python -m build --no-isolation --outdir dist .
+	rm -rf dist/*.whl dist/*.tar.gz build/lib* build/bdist*
+	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist .
 	$(BIN)/python scripts/check_dist.py dist
 
 $(VENV)/.torch:
