@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("rich")
 testing = pytest.importorskip("click.testing")
 
-from transferops.cli import cli  # noqa: E402  (needs the extra)
+from transferops.cli import cli
 
 
 def run(command: str, *arguments: object, **environment: str) -> Any:

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 lightning = pytest.importorskip("lightning.pytorch", exc_type=ImportError)
 pytest.importorskip("clarabel")
 
-from transferops import scores  # noqa: E402
-from transferops.fisher import FisherInformation  # noqa: E402
-from transferops.integrations.lightning import OtqmsSampling, ScoreCallback  # noqa: E402
-from transferops.otqms import allocate  # noqa: E402
+from transferops import scores
+from transferops.fisher import FisherInformation
+from transferops.integrations.lightning import OtqmsSampling, ScoreCallback
+from transferops.otqms import allocate
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -10,14 +10,14 @@ import torch
 
 sklearn = pytest.importorskip("sklearn", minversion="1.6")
 
-from sklearn.linear_model import Ridge, RidgeCV  # noqa: E402
-from sklearn.model_selection import cross_val_score  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
-from sklearn.preprocessing import StandardScaler  # noqa: E402
-from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import check_estimator
 
-from transferops.adapt import HeadSolver  # noqa: E402
-from transferops.integrations.sklearn import HeadClassifier, HeadRegressor  # noqa: E402
+from transferops.adapt import HeadSolver
+from transferops.integrations.sklearn import HeadClassifier, HeadRegressor
 
 Data = tuple[np.ndarray, np.ndarray]
 

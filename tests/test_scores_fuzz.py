@@ -72,7 +72,7 @@ def test_batches_equal_one_pass(problem: tuple[torch.Tensor, torch.Tensor], firs
     features, labels = problem
     whole = FeatureMoments.of(features, labels)
     bounds = sorted({0, min(first, len(features)), min(second, len(features)), len(features)})
-    parts = [FeatureMoments.of(features[a:b], labels[a:b]) for a, b in zip(bounds, bounds[1:])]  # noqa: RUF007
+    parts = [FeatureMoments.of(features[a:b], labels[a:b]) for a, b in zip(bounds, bounds[1:])]  # noqa: RUF007 (two names for the ends)
     total = parts[0]
     for part in parts[1:]:
         total = part.merge(total)

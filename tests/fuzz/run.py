@@ -31,7 +31,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from test_fuzz import CHECKS, TARGETS  # noqa: E402
+from test_fuzz import CHECKS, TARGETS
 
 EXAMPLE_SECONDS = 10
 BATCH = 200

@@ -13,14 +13,14 @@ import pytest
 
 hypothesis = pytest.importorskip("hypothesis")
 
-import targets_compat  # noqa: E402
-import targets_models  # noqa: E402
-import targets_ops  # noqa: E402
-import targets_otqms  # noqa: E402
-import targets_outputs  # noqa: E402
-import targets_scores  # noqa: E402
-from outcomes import TARGETS  # noqa: E402
-from surface import EXEMPT, public_functions  # noqa: E402
+import targets_compat
+import targets_models
+import targets_ops
+import targets_otqms
+import targets_outputs
+import targets_scores
+from outcomes import TARGETS
+from surface import EXEMPT, public_functions
 
 CORPUS = json.loads((Path(__file__).parent / "corpus.json").read_text())
 NEEDS = {"scores.otce": "ot"}  # what not every environment of the tests has
