@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "exponential.h"
 #include "fisher.h"
 #include "fisher_operand.h"
 #include "tile.h"
@@ -33,39 +34,7 @@ constexpr double kFar = 0.875;  // of a second moment may be the square of the m
 // Rows are worked on in whole vectors, of which the last begins early enough to end with the row; what it has in common
 // with the one before it counts once. Rows shorter than a vector are padded to it with what counts for nothing.
 
-template <class E>
-constexpr E inverse_factorial(int n) {
-    double product = 1;
-    for (int i = 2; i <= n; ++i) product *= i;
-    return static_cast<E>(1 / product);
-}
-
-// exp(x) for x <= 0, to a few units in the last place; 0 where the result would be no normal number, NaN for NaN:
-// x = n ln 2 + r with |r| <= ln 2 / 2, and the Taylor series of exp(r).
-template <class E, int LANES>
-__attribute__((always_inline)) inline typename Simd<E, LANES>::Vector exp_of_negative(
-    const typename Simd<E, LANES>::Vector& x) {
-    constexpr bool kDouble = std::is_same_v<E, double>;
-    using Bits = std::conditional_t<kDouble, std::uint64_t, std::uint32_t>;
-    using Vector = typename Simd<E, LANES>::Vector;
-    using BitVector = typename Simd<Bits, LANES>::Vector;
-    constexpr int kMantissa = kDouble ? 52 : 23;
-    constexpr Bits kBias = kDouble ? 1023 : 127;
-    constexpr E kRound = E(3) * static_cast<E>(std::uint64_t{1} << (kMantissa - 1));  // x + kRound has no fraction
-    constexpr E kLog2High = kDouble ? E(0x1.62e42fefa38p-1) : E(0x1.62ep-1);          // times n is exact
-    constexpr E kLog2Low = kDouble ? E(0x1.ef35793c7673p-45) : E(0x1.0bfbe8p-15);
-    constexpr E kSmallest = kDouble ? E(-708) : E(-87);
-    constexpr int kTerms = kDouble ? 13 : 7;  // the next is below 2^-55 or 2^-27
-    const Vector shifted = x * E(0x1.71547652b82fep+0) + kRound;
-    const Vector n = shifted - kRound;
-    const Vector r = (x - n * kLog2High) - n * kLog2Low;
-    Vector sum = Vector{} + inverse_factorial<E>(kTerms);
-    for (int i = kTerms - 1; i >= 0; --i) sum = sum * r + inverse_factorial<E>(i);
-    const BitVector power = ((BitVector)shifted + kBias) << kMantissa;
-    return x < kSmallest ? Vector{} : sum * (Vector)power;
-}
-
-// The highest entry of a row of one vector to 2^31 entries, and its place; NaN is higher than nothing.
+// The highest entry of a row of one vector to 2^31 entries, and its place; of no use if any is NaN.
 template <class E>
 struct Highest {
     const E* row;
@@ -78,29 +47,35 @@ struct Highest {
         using Index = std::conditional_t<std::is_same_v<E, double>, std::int64_t, std::int32_t>;
         using Vector = typename Simd<E, LANES>::Vector;
         using Indices = typename Simd<Index, LANES>::Vector;
-        constexpr int kChains = 4;
+        constexpr int kChains = 2, kGroup = 4;  // vectors that share a place
         Vector best[kChains];
         Indices at[kChains] = {};
         for (auto& lanes : best) lanes = Simd<E, LANES>::load(row);
-        const auto look = [&](std::int64_t i, int j) __attribute__((always_inline)) {
-            const Vector x = Simd<E, LANES>::load(row + i);
+        const auto look = [&](int j, const Vector& x, const Indices& i) __attribute__((always_inline)) {
             const auto higher = x > best[j];
             best[j] = higher ? x : best[j];
-            at[j] = higher ? Indices{} + static_cast<Index>(i) : at[j];
+            at[j] = higher ? i : at[j];
         };
         std::int64_t i = 0;
-        for (; i + kChains * LANES <= count; i += kChains * LANES)
-            for (int j = 0; j < kChains; ++j) look(i + j * LANES, j);
-        for (; i < count; i += LANES) look(std::min(i, count - LANES), 0);
-        for (int j = 1; j < kChains; ++j) {
-            const auto higher = best[j] > best[0];
-            best[0] = higher ? best[j] : best[0];
-            at[0] = higher ? at[j] : at[0];
+        for (; i + kChains * kGroup * LANES <= count; i += kChains * kGroup * LANES)
+            for (int j = 0; j < kChains; ++j) {
+                const std::int64_t first = i + j * kGroup * LANES;
+                Vector x[kGroup];
+                for (int g = 0; g < kGroup; ++g) x[g] = Simd<E, LANES>::load(row + first + g * LANES);
+                for (int half = kGroup / 2; half > 0; half /= 2)
+                    for (int g = 0; g < half; ++g) x[g] = x[g] > x[g + half] ? x[g] : x[g + half];
+                look(j, x[0], Indices{} + static_cast<Index>(first));
+            }
+        for (; i < count; i += LANES) {
+            const std::int64_t first = std::min(i, count - LANES);
+            look(0, Simd<E, LANES>::load(row + first), Indices{} + static_cast<Index>(first));
         }
+        for (int j = 1; j < kChains; ++j) look(0, best[j], at[j]);
         int lane = 0;
         for (int l = 1; l < LANES; ++l) lane = best[0][l] > best[0][lane] ? l : lane;
         highest = best[0][lane];
         place = at[0][lane] + lane;
+        for (int g = 1; g < kGroup && row[place] < highest; ++g) place += LANES;
     }
 };
 
@@ -146,19 +121,25 @@ struct Exponentials {
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
         using Vectors = Simd<E, LANES>;
-        typename Vectors::Vector total{};
-        const auto exponentials = [&](std::int64_t c) __attribute__((always_inline)) {
-            return exp_of_negative<E, LANES>(Vectors::load(logits + c) - highest);
+        using Size = TileSize<E, LANES>;
+        const auto [logits, count, highest, weights, sum, tangents, rows] = *this;  // no store changes these
+        const std::int64_t ahead = Size::kMany ? 0 : std::min<std::int64_t>(rows, Size::kWide);
+        const auto exponential = [&](std::int64_t c) __attribute__((always_inline)) {
+            return Exponential<E, LANES>::of(Vectors::load(logits + std::min(c, count - LANES)) - highest);
         };
+        typename Vectors::Vector total{};
+        auto next = exponential(0);
         std::int64_t c = 0;
         for (; c + LANES <= count; c += LANES) {
-            if (!TileSize<E, LANES>::kMany && c % kPanel<E> == 0)
-                for (std::int64_t k = 0; k < std::min<std::int64_t>(rows, TileSize<E, LANES>::kWide); ++k)
+            if (c % kPanel<E> == 0)
+                for (std::int64_t k = 0; k < ahead; ++k)
                     __builtin_prefetch(tangents.of(k, c), 0, 3);  // to be read; from L1 on
-            total += Vectors::at(weights + c) = exponentials(c);
+            const auto own = next;
+            next = exponential(c + LANES);
+            total += Vectors::at(weights + c) = own.value();
         }
         if (c < count) {
-            Vectors::at(weights + c) = exponentials(count - LANES);
+            Vectors::at(weights + c) = next.value();
             std::fill_n(weights + c, c + LANES - count, E{0});
             total += Vectors::load(weights + c);
         }
@@ -184,20 +165,28 @@ struct Moments {
     __attribute__((always_inline)) inline void run() const {
         using Size = TileSize<E, LANES>;
         constexpr int kRows = Size::kRows, kWide = Size::kWide, kTriangle = Size::kTriangle;
-        std::int64_t k = 0;
+        std::int64_t k = 0, narrow = -1;
         for (; rows - k > kTriangle; k += kRows) {
             std::int64_t l = k + width_of(rows - k, kWide);
-            with_width<kRows, kWide>(
-                l - k, [&](auto width) __attribute__((always_inline)) { add<LANES, kRows, width(), true>(k, k); });
+            with_width<kRows, kWide>(l - k, [&](auto width) __attribute__((always_inline)) {
+                add<LANES, kRows, width() - kRows, true>(k, k + kRows);
+            });
             for (std::int64_t next; l < rows; l = next) {
                 next = l + width_of(rows - l, kWide);
+                if (kRows == 2 && rows % 2 == 0 && next - l == 2 && narrow < 0) {
+                    narrow = k;
+                    continue;
+                }
                 with_width<1, kWide>(next - l, [&](auto width) __attribute__((always_inline)) {
                     add<LANES, kRows, width(), false>(k, l);
                 });
             }
         }
+        // Two rows that were to go with the last two alone do it in the tile of these.
+        if constexpr (kRows == 2)
+            if (narrow >= 0) return add<LANES, 2, 2, true>(k, narrow);
         with_width<1, kTriangle>(
-            rows - k, [&](auto width) __attribute__((always_inline)) { add<LANES, width(), width(), true>(k, k); });
+            rows - k, [&](auto width) __attribute__((always_inline)) { add<LANES, width(), 0, true>(k, rows); });
     }
 
   private:
@@ -215,24 +204,30 @@ struct Moments {
         f(std::integral_constant<int, LEAST>{});
     }
 
-    // Rows first .. first+K-1 with rows second .. second+L-1; OWN, with the means of the former, if they begin at the
-    // same row.
+    // The K rows from `first` on with the L rows from `second` on; OWN, with themselves, too, and their means.
     template <int LANES, int K, int L, bool OWN>
     __attribute__((always_inline)) inline void add(std::int64_t first, std::int64_t second) const {
         using Vectors = Simd<E, LANES>;
         using Vector = typename Vectors::Vector;
+        constexpr int kOwn = OWN ? K : 0;
         const auto [x, stride, classes, weights] = block;
         const Lines ahead = next;
         const E *left = x + first * stride, *right = x + second * stride;
         const E *left_offset = offset + first, *right_offset = offset + second;
-        E *tile = gram + (first * rows + second) * kPanel<E>, *own_mean = mean + first * kPanel<E>;
-        const std::int64_t tile_stride = rows * kPanel<E>;
-        Vector sum[K][L], total[K];
+        const auto mean_of = [&](int k) __attribute__((always_inline)) -> Vector& {
+            return Vectors::at(mean + (first + k) * kPanel<E>);
+        };
+        // Of row k of the left and row l of those that it meets, which are the left's own first.
+        const auto product_of = [&](int k, int l) __attribute__((always_inline)) -> Vector& {
+            const std::int64_t i = first + k, j = l < kOwn ? first + l : second + (l - kOwn);
+            return Vectors::at(gram + (std::min(i, j) * rows + std::max(i, j)) * kPanel<E>);
+        };
+        Vector sum[K][kOwn + L], total[K];
         TRANSFEROPS_UNROLL
         for (int k = 0; k < K; ++k) {
-            if (OWN) total[k] = Vectors::load(own_mean + k * kPanel<E>);
+            if (OWN) total[k] = mean_of(k);
             TRANSFEROPS_UNROLL
-            for (int l = OWN ? k : 0; l < L; ++l) sum[k][l] = Vectors::load(tile + k * tile_stride + l * kPanel<E>);
+            for (int l = OWN ? k : 0; l < kOwn + L; ++l) sum[k][l] = product_of(k, l);
         }
         const auto step = [&](std::int64_t c, const Vector& weight) __attribute__((always_inline)) {
             Vector weighted[K];
@@ -243,9 +238,9 @@ struct Moments {
                 total[k] += weighted[k];
                 for (int j = 0; j <= k; ++j) sum[j][k] += weighted[j] * y;
             }
-            for (int l = OWN ? K : 0; l < L; ++l) {
+            for (int l = 0; l < L; ++l) {
                 const Vector y = Vectors::load(right + l * stride + c) + right_offset[l];
-                for (int k = 0; k < K; ++k) sum[k][l] += weighted[k] * y;
+                for (int k = 0; k < K; ++k) sum[k][kOwn + l] += weighted[k] * y;
             }
         };
         std::int64_t c = 0;
@@ -258,15 +253,16 @@ struct Moments {
         if (c < classes) step(classes - LANES, Vectors::load(weights + c));
         TRANSFEROPS_UNROLL
         for (int k = 0; k < K; ++k) {
-            if (OWN) Vectors::at(own_mean + k * kPanel<E>) = total[k];
+            if (OWN) mean_of(k) = total[k];
             TRANSFEROPS_UNROLL
-            for (int l = OWN ? k : 0; l < L; ++l) Vectors::at(tile + k * tile_stride + l * kPanel<E>) = sum[k][l];
+            for (int l = OWN ? k : 0; l < kOwn + L; ++l) product_of(k, l) = sum[k][l];
         }
     }
 };
 
 // sums [1 + rows][rows] += the sums of the first LANES of kPanel lanes each, for the means and the products k <= l;
-// leaves zeros in the lanes.
+// leaves zeros in the lanes. Four at a time, which may be as many as three too many: lanes and sums have room for
+// these, and they are zeros or taken before their turn.
 template <class E>
 struct TakeLanes {
     E* lanes;
@@ -275,14 +271,64 @@ struct TakeLanes {
 
     template <int LANES>
     __attribute__((always_inline)) inline void run() const {
-        using Vectors = Simd<E, LANES>;
         for (std::int64_t j = 0; j <= rows; ++j)
-            for (std::int64_t i = j * rows + std::max<std::int64_t>(j - 1, 0); i < (j + 1) * rows; ++i) {
-                auto& own = Vectors::at(lanes + i * kPanel<E>);
-                sums[i] +=
-                    sum_of_lanes<double, LANES>(__builtin_convertvector(own, typename Simd<double, LANES>::Vector));
-                own = typename Vectors::Vector{};
+            for (std::int64_t i = j * rows + std::max<std::int64_t>(j - 1, 0); i < (j + 1) * rows; i += kFour) {
+                E* own = lanes + i * kPanel<E>;
+                const auto a = four_of<LANES>(own), b = four_of<LANES>(own + kPanel<E>),
+                           c = four_of<LANES>(own + 2 * kPanel<E>), d = four_of<LANES>(own + 3 * kPanel<E>);
+                const auto ab = __builtin_shufflevector(a, b, 0, 4, 2, 6) + __builtin_shufflevector(a, b, 1, 5, 3, 7);
+                const auto cd = __builtin_shufflevector(c, d, 0, 4, 2, 6) + __builtin_shufflevector(c, d, 1, 5, 3, 7);
+                Simd<double, kFour>::at(sums + i) +=
+                    __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
             }
+    }
+
+    static constexpr int kFour = 4, kRoom = kFour - 1;
+
+  private:
+    using Four = typename Simd<double, kFour>::Vector;
+
+    // The lanes of a sum added up to four, if they are more; fewer have zeros beyond them.
+    template <int LANES>
+    __attribute__((always_inline)) static inline Four four_of(E* own) {
+        using Vectors = Simd<E, std::max(LANES, kFour)>;
+        const Four four = folded<std::max(LANES, kFour)>(Vectors::load(own), std::make_index_sequence<LANES / 2>{});
+        Vectors::at(own) = typename Vectors::Vector{};
+        return four;
+    }
+
+    template <int LANES, std::size_t... I>
+    __attribute__((always_inline)) static inline Four folded(const typename Simd<E, LANES>::Vector& x,
+                                                             std::index_sequence<I...>) {
+        if constexpr (LANES == kFour)
+            return __builtin_convertvector(x, Four);
+        else
+            return folded<LANES / 2>(
+                __builtin_shufflevector(x, x, I...) + __builtin_shufflevector(x, x, (I + sizeof...(I))...),
+                std::make_index_sequence<sizeof...(I) / 2>{});
+    }
+};
+
+// gram [rows][rows] += (products - sums sums^T / mass) / mass, with sums [rows] and products [rows][rows], of both of
+// which k <= l counts.
+struct AddCovariance {
+    const double *sums, *products;
+    double mass;
+    std::int64_t rows;
+    double* gram;
+
+    template <int LANES>
+    __attribute__((always_inline)) inline void run() const {
+        using Vectors = Simd<double, LANES>;
+        const double scale = 1 / mass;
+        for (std::int64_t k = 0; k < rows; ++k) {
+            const double mean = sums[k] * scale, *own = products + k * rows;
+            double* out = gram + k * rows;
+            std::int64_t l = 0;
+            for (; l + LANES <= rows; l += LANES)
+                Vectors::at(out + l) += (Vectors::load(own + l) - mean * Vectors::load(sums + l)) * scale;
+            for (; l < rows; ++l) out[l] += (own[l] - mean * sums[l]) * scale;
+        }
     }
 };
 
@@ -315,8 +361,8 @@ class SampleGram {
           logit_row_(aligned_buffer<E>(block_)),
           rows_(aligned_buffer<E>(x.directions * (in_place_ ? kPanel<E> : block_))),
           offset_(static_cast<std::size_t>(x.directions)),
-          lanes_(zeros<E>((1 + x.directions) * x.directions * kPanel<E>)),
-          sums_(static_cast<std::size_t>((1 + x.directions) * x.directions)) {}
+          lanes_(zeros<E>(((1 + x.directions) * x.directions + TakeLanes<E>::kRoom) * kPanel<E>)),
+          sums_(static_cast<std::size_t>((1 + x.directions) * x.directions + TakeLanes<E>::kRoom)) {}
 
     // Adds samples begin .. end-1 to gram [K, K].
     void add(std::int64_t begin, std::int64_t end, double* gram) {
@@ -341,12 +387,7 @@ class SampleGram {
             for (std::int64_t k = 0; k < directions; ++k) offset_[k] -= static_cast<E>(sums_[k] / mass_);
             moments(n, highest);
         }
-        const double scale = 1 / mass_;
-        for (std::int64_t k = 0; k < directions; ++k) {
-            const double mean = sums_[k] * scale, *products = sums_.data() + (1 + k) * directions;
-            for (std::int64_t l = k; l < directions; ++l)
-                gram[k * directions + l] += (products[l] - mean * sums_[l]) * scale;
-        }
+        run<double>(AddCovariance{sums_.data(), sums_.data() + directions, mass_, directions, gram});
     }
 
     static constexpr E kLowest = -std::numeric_limits<E>::infinity();
