@@ -7,7 +7,9 @@ cd "$(dirname "$0")/.."
 python=$(realpath -s "$1")
 shift
 bin=$(dirname "$python")
-tests=(tests/test_ops_*.py tests/test_bad_input.py tests/test_concurrency.py tests/test_large_indices.py)
+# But for what tests how torch takes the ops in: it calls them no differently.
+tests=(tests/test_ops_*.py tests/test_bad_input.py tests/test_concurrency.py tests/test_large_indices.py
+    -k "not opcheck and not graph_break")
 [[ $# -gt 0 ]] && tests=("$@")
 
 build=build/sanitize overlay=build/sanitize/overlay

@@ -36,7 +36,7 @@ for race in "${races[@]}"; do
 done
 
 printf '%s\n' $out/*/csrc/kernels/cpu/*.cpp $out/*/tests/sanitizers/threads.cpp |
-    xargs -P "$(nproc)" -I{} sh -c '"$0" -std=c++20 -O1 -g -fsanitize=thread -Wall -Wextra -Wno-psabi -c "$1" \
+    xargs -P "$(nproc)" -I{} sh -c '"$0" -std=c++20 -O1 -g1 -fsanitize=thread -Wall -Wextra -Wno-psabi -c "$1" \
         -o "${1%.cpp}.o"' "${CXX:-g++}" {}
 for copy in clean racy; do
     "${CXX:-g++}" -fsanitize=thread $out/$copy/csrc/kernels/cpu/*.o $out/$copy/tests/sanitizers/threads.o -o $out/threads-$copy

@@ -124,6 +124,7 @@ class _Forked(torch.utils.data.Dataset[str]):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one processor
 def test_in_forked_workers_of_a_loader() -> None:
     """After OpenMP has run in the parent. A worker has one thread, which torch sees to."""
     expected = repr(_all_bits())
