@@ -37,6 +37,7 @@ EXPECTED_RATES = {
     "float64": 67e12,
     "float32": 110e12,
     "bfloat16": 350e12,
+    "bfloat16 in wide tiles": 470e12,  # of 128 x 256
     "bfloat16 with directions": 240e12,  # tiles of 128 x 64
     "gram of 8 bytes": 90e12,
     "gram of 4 bytes": 235e12,

@@ -147,6 +147,8 @@ class LayerSize:
         slabs, dots = padded(t, depth), directions * depth / 2 if quantity == "projection" else 0
         width = 64 if quantity == "projection" else edge
         tiles = 2.0 * n * (slabs + dots) * padded(o, 128) * padded(i, width)
+        if quantity == "diagonal" and self.half and i > width:  # as all cases here are aligned and fit
+            return 2.0 * n * max(padded(t, 16), 32) * padded(o, 128) * padded(i, width), "bfloat16 in wide tiles"
         if quantity == "norm":
             packed = max(edge // t, 1)
             across = -(-packed * t // edge)

@@ -22,18 +22,21 @@ for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         (90, 3, 33, 65),  # products between positions, of several samples
         (3, 150, 33, 65),  # and of many positions
         (7, 40, 330, 317),
+        (7, 170, 392, 264),  # aligned to 16 bytes
     ):
         a, b = (torch.randn(samples, positions, width, device="cuda").to(dtype) for width in (inputs, outputs))
         directions = torch.randn(3, outputs, inputs, device="cuda", dtype=dtype)
         ops.linear_fisher_diagonal(a, b)
         ops.linear_fisher_projection(a, b, directions)
         ops.linear_grad_norm(a, b)
-        image = torch.randn(samples, 4, 7, 6, device="cuda").to(dtype)
-        signal = torch.randn(samples, 6, 4, 3, device="cuda").to(dtype)
         layer = {"kernel_size": (3, 3), "stride": 2, "padding": 1, "groups": 2}
-        ops.conv_fisher_diagonal(image, signal, **layer)
-        ops.conv_fisher_projection(image, signal, torch.randn(2, 6, 2, 3, 3, device="cuda", dtype=dtype), **layer)
-        ops.conv_grad_norm(image, signal, **layer)
+        for columns, rows in ((4, 6), (32, 16)):
+            image = torch.randn(samples, columns, 7, 6, device="cuda").to(dtype)
+            signal = torch.randn(samples, rows, 4, 3, device="cuda").to(dtype)
+            moves = torch.randn(2, rows, columns // 2, 3, 3, device="cuda", dtype=dtype)
+            ops.conv_fisher_diagonal(image, signal, **layer)
+            ops.conv_fisher_projection(image, signal, moves, **layer)
+            ops.conv_grad_norm(image, signal, **layer)
         ops.softmax_fisher_gram(b[:, 0], torch.randn(3, samples, outputs, device="cuda", dtype=dtype))
     gradients = [[torch.randn(n * 37 % 5003, device="cuda").to(dtype) for n in range(300)] for _ in range(11)]
     for squares in (None, [torch.zeros(len(x), device="cuda") for x in gradients[0]]):

@@ -3,11 +3,12 @@
 
     python scripts/cuda_report.py [--output report.md | report.json]
 
-A budget is {"file.cu": {"kernel": {"registers": at most, "dmma", "hmma", "wide_loads", "wide_stores": at least}}}. The
-last four are how many instructions of a kind the kernel has to have: tensor cores in float64 and in smaller types, and
-global accesses of 16 bytes. They are checked where cuobjdump is found (on PATH, beside nvcc, in its own or Triton's
-wheel). The exit status is 1 if a register is spilled, local memory is accessed, an intended instruction is missing, a
-budget is exceeded, or a kernel or a budget lacks the other.
+A budget is {"file.cu": {"kernel": {"registers": at most, "dmma", "hmma", "wide_loads", "wide_stores", "async_copies":
+at least}}}. The last five are how many instructions of a kind the kernel has to have: tensor cores in float64 and in
+smaller types, global accesses of 16 bytes, and copies of as many from global to shared memory. They are checked where
+cuobjdump is found (on PATH, beside nvcc, in its own or Triton's wheel). The exit status is 1 if a register is spilled,
+local memory is accessed, an intended instruction is missing, a budget is exceeded, or a kernel or a budget lacks the
+other.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Kernel:
     hmma: int | None = None
     wide_loads: int | None = None
     wide_stores: int | None = None
+    async_copies: int | None = None
     local: int | None = None  # accesses of local memory
 
 
@@ -54,6 +56,7 @@ INSTRUCTIONS = {
     "hmma": r"\bHMMA\b",  # tensor cores, 16-bit types and tf32
     "wide_loads": r"\bLDG\.E\.128\b",
     "wide_stores": r"\bSTG\.E\.128\b",
+    "async_copies": r"\bLDGSTS(?:\.\w+)*\.128\b",  # from global to shared memory
     "local": r"\b(?:LDL|STL)\b",
 }
 INTENDED = tuple(key for key in INSTRUCTIONS if key != "local")

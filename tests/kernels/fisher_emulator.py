@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from emulator import HERE, KERNELS, ORDERS, TYPES, Emulator, decode, encode
 
-KERNEL_FILES = ("fisher.cu", "fisher_positions.cu", "fisher_routes.cu")
+KERNEL_FILES = ("fisher.cu", "fisher_diagonal.cu", "fisher_positions.cu", "fisher_routes.cu")
 SOURCES = (*(KERNELS / file for file in KERNEL_FILES), HERE / "fisher_harness.cpp")
 FUNCTIONS = ("diagonal", "projection", "norm")
 WAYS = ("tile_norm", "ghost_norm", "tile_projection", "contraction")  # of which norms and projections take one
+DIAGONAL_WAYS = ("tile_diagonal", "wide_diagonal")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,12 @@ class FisherEmulator(Emulator):
         samples, *in_size, in_channels = layer.inputs.stored.shape
         _, *out_size, out_channels = layer.grad_outputs.stored.shape
         count = 0 if layer.directions is None else len(layer.directions)
-        header = [(*FUNCTIONS, *WAYS).index(function), TYPES.index(layer.type), ORDERS.index(order), seed]
+        header = [
+            (*FUNCTIONS, *WAYS, *DIAGONAL_WAYS).index(function),
+            TYPES.index(layer.type),
+            ORDERS.index(order),
+            seed,
+        ]
         header += [samples, in_channels, out_channels, *in_size, *out_size]
         for signal in (layer.inputs, layer.grad_outputs):
             header += [signal.displacement, *signal.strides]
@@ -78,5 +84,6 @@ class FisherEmulator(Emulator):
         is_projection = function in ("projection", "tile_projection", "contraction")
         if is_projection:
             arrays.append(layer.directions.astype(compute))
-        shape = (samples, count) if is_projection else layer.weight_shape if function == "diagonal" else (samples,)
+        is_diagonal = function in ("diagonal", *DIAGONAL_WAYS)
+        shape = (samples, count) if is_projection else layer.weight_shape if is_diagonal else (samples,)
         return self.call(function, header, arrays, [(shape, compute)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from fisher_emulator import Layer
+from fisher_emulator import DIAGONAL_WAYS, Layer
 
 # A bound is a first-order one; this covers the rest.
 SLACK = 1.01
@@ -105,13 +105,14 @@ def expected(function: str, layer: Layer) -> list[tuple[np.ndarray, np.ndarray]]
         return [contraction(layer)]
     gradient, error = gradients(layer)
     u = unit(layer.type)
-    if function == "diagonal" and layer.inputs.stored.shape[1:4] == (1, 1, 1):
+    is_diagonal = function in ("diagonal", *DIAGONAL_WAYS)
+    if is_diagonal and layer.inputs.stored.shape[1:4] == (1, 1, 1):
         # One position: a sum of products of squares, each rounded once; otherwise as the elements of a gradient whose
         # positions are the samples, in float32 for 16-bit types too. All terms are positive.
         type = "float64" if layer.type == "float64" else "float32"
         value = (gradient**2).sum(axis=0)
         return [(value, SLACK * (gradient_error(type, len(gradient)) + 2 * u) * value)]
-    if function == "diagonal":
+    if is_diagonal:
         largest = (abs(gradient) + error) ** 2
         tolerance = (2 * abs(gradient) + error) * error + (len(gradient) + 2) * u * largest
         return [((gradient**2).sum(axis=0), SLACK * tolerance.sum(axis=0))]

@@ -129,6 +129,32 @@ __global__ void product_tf32(double* out) {
         if (t == 0) out[(g + 8 * h) * 8] = c[2 * h];
 }
 
+// Copies of what the threads before wrote and of nothing, a group each, as they are once both, the first or none of the
+// groups are waited for.
+__global__ void copies(double* out, int waited) {
+    double* const shared = dynamic_shared();
+    shared[2 * threadIdx.x] = shared[2 * threadIdx.x + 1] = -1;
+    out[threadIdx.x + 64] = threadIdx.x;
+    __syncthreads();
+    const bool second = threadIdx.x % 2;
+    for (int group = 0; group < 2; ++group) {
+        if (second == group) copy_async(shared + 2 * threadIdx.x, out + 64 + threadIdx.x / 2 * 2, threadIdx.x < 32);
+        commit_copies();
+    }
+    if (waited == 2) wait_copies<0>();
+    if (waited == 1) wait_copies<1>();
+    __syncthreads();
+    out[threadIdx.x] = shared[2 * threadIdx.x + 1];
+    wait_copies<0>();
+}
+
+__global__ void copy_misaligned(double* out) {
+    copy_async(dynamic_shared() + 1, out, true);
+    wait_copies<0>();
+}
+
+__global__ void copy_forgotten(double* out) { copy_async(dynamic_shared() + 2 * threadIdx.x, out, true); }
+
 // The order in which the threads run.
 __global__ void ranks(double* out) { out[threadIdx.x] = out[64]++; }
 
@@ -160,6 +186,11 @@ int main(int, char** arguments) {
     if (is("product of float16")) status = run(product_16bit<float16>, 32, 1024, encode<float16>);
     if (is("product of bfloat16")) status = run(product_16bit<bfloat16>, 32, 1024, encode<bfloat16>);
     if (is("product of tf32")) status = run(product_tf32, 32, 0);
+    if (is("copies")) status = run(copies, 64, 1024, 2);
+    if (is("copies of which one is waited for")) status = run(copies, 64, 1024, 1);
+    if (is("copies of which none is waited for")) status = run(copies, 64, 1024, 0);
+    if (is("copy misaligned")) status = run(copy_misaligned, 32, 1024);
+    if (is("copy forgotten")) status = run(copy_forgotten, 32, 1024);
     if (is("ranks")) status = run(ranks, 64, 0);
     if (is("too many threads")) status = run(read_unwritten, 1025, 0);
     if (is("too much shared memory")) status = run(read_unwritten, 1, 228 * 1024);

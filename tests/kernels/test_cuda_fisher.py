@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator import NO_COMPILER, ORDERS, TYPES, build, disagreement
-from fisher_emulator import FUNCTIONS, SOURCES, WAYS, FisherEmulator, Layer, Signal
+from emulator import NO_COMPILER, ORDERS, TYPES, EmulationError, build, disagreement
+from fisher_emulator import DIAGONAL_WAYS, FUNCTIONS, SOURCES, WAYS, FisherEmulator, Layer, Signal
 from fisher_reference import expected
 
 
@@ -255,6 +255,109 @@ ROUTES = [  # function, (samples, positions, I, O), directions, multiprocessors,
     ("projection", (64, 1, 64, 64), 3, 4, "contraction"),
     ("projection", (16, 64, 64, 64), 3, 4, "tile_projection"),
 ]
+
+
+WIDE_SHAPES = [  # samples, positions, I, O: up to 15 slabs of 32 positions, the last one whole, half or in part
+    (3, 2, 8, 8),
+    (9, 16, 264, 8),
+    (5, 33, 136, 136),
+    (7, 70, 264, 16),
+    (3, 96, 384, 8),
+    (4, 113, 256, 8),
+    (3, 480, 8, 128),
+    (5, 130, 520, 136),
+]
+
+
+@pytest.mark.parametrize("type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", WIDE_SHAPES, ids=str)
+@pytest.mark.parametrize("way", DIAGONAL_WAYS)
+def test_diagonal_of_16_bits(emulator, way, shape, type):
+    """All samples in one block and in blocks of their own."""
+    layer = linear_layer(shape, type)
+    for multiprocessors, order in ((1, "shuffled"), (16, "backward"), (3, "forward")):
+        check(emulator, way, layer, [order], multiprocessors=multiprocessors)
+
+
+WIDE_CONVOLUTIONS = {
+    "one position": (5, (32, 8), (1, 3, 3), (1, 3, 3), {}),
+    "2d": (3, (16, 24), (1, 6, 7), (1, 3, 3), {"padding": (0, 1, 1)}),
+    "stride": (2, (8, 8), (1, 9, 8), (1, 3, 2), {"stride": (1, 2, 3), "padding": (0, 1, 0)}),
+    "dilation": (2, (16, 8), (1, 9, 9), (1, 3, 3), {"dilation": (1, 2, 3), "padding": (0, 2, 3)}),
+    "everything": (
+        3,
+        (32, 16),
+        (5, 6, 7),
+        (2, 3, 2),
+        {"stride": (2, 1, 2), "padding": (1, 2, 1), "dilation": (2, 1, 3), "groups": 2},
+    ),
+    "mostly padding": (1, (32, 8), (1, 1, 1), (1, 3, 3), {"padding": (0, 2, 2)}),
+    "row padding": (2, (16, 8), (1, 5, 5), (1, 3, 3), {"row_padding": 8, "sample_padding": 16}),
+}
+
+
+@pytest.mark.parametrize("type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", WIDE_CONVOLUTIONS)
+@pytest.mark.parametrize("way", DIAGONAL_WAYS)
+def test_diagonal_of_16_bit_convolutions(emulator, way, case, type):
+    samples, channels, size, kernel, window = WIDE_CONVOLUTIONS[case]
+    layer = conv_layer(samples, channels, size, kernel, type, **window)
+    check(emulator, way, layer, multiprocessors=1)
+    check(emulator, way, layer, ["shuffled"], multiprocessors=16)
+
+
+def test_wide_groups(emulator):
+    check(emulator, "wide_diagonal", linear_layer((2, 35, 3 * 136, 48), "bfloat16", groups=3))
+
+
+DIAGONAL_ROUTES = [  # (samples, positions, I, O), multiprocessors, the way
+    ((11, 40, 264, 136), 4, "wide_diagonal"),
+    ((3, 64, 256, 8), 4, "wide_diagonal"),  # as good as the other
+    ((3, 64, 256, 8), 5, "tile_diagonal"),  # one block does not do what two can
+]
+
+
+def without_wide_tiles():
+    """Layers whose operands are not aligned, or whose samples do not fit in shared memory."""
+    for name, (channels, row_padding, sample_padding, displacement) in LAYOUTS.items():
+        layout = {"row_padding": row_padding, "sample_padding": sample_padding, "displacement": displacement}
+        if name not in ("contiguous", "aligned strides"):
+            yield f"inputs: {name}", linear_layer((3, 5, channels, 16), "bfloat16", inputs=layout)
+            yield f"grad_outputs: {name}", linear_layer((3, 5, 16, channels), "bfloat16", grad_outputs=layout)
+    yield "odd channels of groups", linear_layer((3, 5, 24, 24), "bfloat16", groups=2)
+    yield "many positions", linear_layer((1, 705, 8, 8), "float16")
+    yield "many windows", conv_layer(1, (8, 8), (1, 2, 289), (1, 1, 1), "float16")
+    yield "one position", linear_layer((3, 1, 16, 16), "bfloat16")
+    yield "float32", linear_layer((3, 5, 16, 16))
+    yield "float64", linear_layer((3, 5, 16, 16), "float64")
+    yield "empty", linear_layer((0, 5, 16, 16), "bfloat16")
+
+
+WITHOUT_WIDE_TILES = dict(without_wide_tiles())
+
+
+@pytest.mark.parametrize("case", WITHOUT_WIDE_TILES)
+def test_layers_without_wide_tiles(emulator, case):
+    layer = WITHOUT_WIDE_TILES[case]
+    with pytest.raises(EmulationError, match=r"CUDA error 1$"):
+        emulator.run("wide_diagonal", layer)
+    assert np.array_equal(check(emulator, "diagonal", layer), emulator.run("tile_diagonal", layer)[0])
+
+
+def test_as_many_windows_as_fit(emulator):
+    layer = conv_layer(2, (8, 8), (1, 2, 288), (1, 1, 1), "float16")
+    check(emulator, "wide_diagonal", layer, ["shuffled"])
+
+
+@pytest.mark.parametrize(("shape", "multiprocessors", "way"), DIAGONAL_ROUTES)
+def test_the_route_of_the_diagonal_is_the_cheaper_way(emulator, shape, multiprocessors, way):
+    """Told apart by the splits of the samples; the results are the same."""
+    layer = linear_layer(shape, "bfloat16")
+    spaces = {}
+    for function in ("diagonal", *DIAGONAL_WAYS):
+        check(emulator, function, layer, ["forward"], multiprocessors=multiprocessors)
+        spaces[function] = emulator.workspace
+    assert [taken for taken in DIAGONAL_WAYS if spaces[taken] == spaces["diagonal"]] == [way]
 
 
 @pytest.mark.parametrize(("function", "shape", "count", "multiprocessors", "way"), ROUTES)

@@ -83,17 +83,18 @@ ptxas info    : Function properties for _Z5firstv
     8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers, 8 bytes cumulative stack size, 2048 bytes smem
 """
-    instructions = "DMMA.16x8x8,HMMA.1688.F32.TF32,LDG.E.128,LDG.E.64,STG.E.128,LDL,STL"
+    instructions = "DMMA.16x8x8,HMMA.1688.F32.TF32,LDG.E.128,LDG.E.64,STG.E.128,LDGSTS.E.BYPASS.128,LDL,STL"
     assembly = "Function : _Z5firstv\n" + instructions.replace(",", " R0\n") + " R0\n"
     resources = report.parse_resources(log)["_Z5firstv"]
     counts = report.parse_instructions(assembly)["_Z5firstv"]
     assert resources == {"registers": 255, "stack": 8, "spills": 28, "shared": 2048}
-    assert counts == {"dmma": 1, "hmma": 1, "wide_loads": 1, "wide_stores": 1, "local": 2}
+    assert counts == {"dmma": 1, "hmma": 1, "wide_loads": 1, "wide_stores": 1, "async_copies": 1, "local": 2}
     kernel = report.Kernel("moments.cu", "first", **resources, **counts)
-    budget = {"registers": 255, "dmma": 2, "hmma": 1, "wide_stores": 2}
+    budget = {"registers": 255, "dmma": 2, "hmma": 1, "wide_stores": 2, "async_copies": 2}
     problems = report.find_problems([kernel], {"moments.cu": {"first": budget}})
     assert [problem.split(": ")[1] for problem in problems] == [
         "first spills 28 bytes, 2 local accesses",
         "first has 1 dmma, expected at least 2",
         "first has 1 wide_stores, expected at least 2",
+        "first has 1 async_copies, expected at least 2",
     ]

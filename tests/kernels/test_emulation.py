@@ -82,6 +82,30 @@ def test_matrix_product_of_tf32_sees_11_bits_and_rounds_towards_zero(probe):
     assert (products[:, 0] == np.where(row[:, 0] % 2, -1, 1)).all()
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("name", "arrived"),
+    {"copies": 2, "copies of which one is waited for": 1, "copies of which none is waited for": 0}.items(),
+)
+def test_copies_arrive_when_they_are_waited_for(probe, name, arrived, order):
+    """Even threads copy in the first group, odd ones in the second; until then their targets are NaN."""
+    thread = np.arange(64)
+    expected = np.where(thread < 32, thread // 2 * 2 + 1, 0.0)
+    assert np.array_equal(
+        numbers(probe(name, order))[:64], np.where(thread % 2 < arrived, expected, np.nan), equal_nan=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    {"copy misaligned": "misaligned address", "copy forgotten": "returned before its copies"}.items(),
+)
+def test_wrong_copies(probe, name, message):
+    process = probe(name)
+    assert process.returncode == 70
+    assert re.search(message, process.stderr)
+
+
 @pytest.mark.parametrize("name", ["beyond shared", "beyond output"])
 def test_access_beyond_the_end(probe, name):
     process = probe(name)

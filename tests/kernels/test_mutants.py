@@ -171,8 +171,8 @@ FISHER_CHANGES = (
     ("a slab too early", "fisher.cu", "right.store(right_slab(turn ^ 1))", "right.store(right_slab(turn))"),
     ("a sample too few", "fisher.cu", "sample < end; turn ^= 1", "sample < end - 1; turn ^= 1"),
     ("a position too few", "fisher.cu", "next_position >= x.left.positions", "next_position >= x.left.positions - 1"),
-    ("an element beyond the matrix", "fisher.cu", "c < x.columns() ?", "c <= x.columns() ?"),
-    ("a row beyond the matrix", "fisher.cu", "r < x.rows() &&", "r <= x.rows() &&"),
+    ("an element beyond the matrix", "fisher_plan.h", "c < x.columns() ?", "c <= x.columns() ?"),
+    ("a row beyond the matrix", "fisher_plan.h", "r < x.rows() &&", "r <= x.rows() &&"),
     (
         "one set of warps' sums for two samples",
         "fisher.cu",
@@ -288,8 +288,8 @@ FRAGMENT_CHANGES = (
     (
         "16 bits: halves of channels for those of positions",
         "fragments.h",
-        "h = threadIdx.x / 8 % 2, j = threadIdx.x / 16 % 2",
-        "h = threadIdx.x / 16 % 2, j = threadIdx.x / 8 % 2",
+        "h = kRight ? high : low, j = kRight ? low : high",
+        "h = kRight ? low : high, j = kRight ? high : low",
     ),
     (
         "16 bits: halves of rows for those of channels",
@@ -297,7 +297,7 @@ FRAGMENT_CHANGES = (
         "channel + h * 8 + line, position + j * 8)",
         "channel + j * 8 + line, position + h * 8)",
     ),
-    ("16 bits: the other word of the right", "fragments.h", "right.words[2 + h]", "right.words[3 - h]"),
+    ("16 bits: the other word of the right", "fragments.h", "right.words[2 * h + 1]", "right.words[3 - 2 * h]"),
 )
 
 
@@ -313,6 +313,84 @@ def fragment_cases() -> list[Case]:
             return emulator.run(function, layer, order=order)
 
         cases.append(Case(f"{function} {layer.weight_shape}", run, fisher_expected(function, layer)))
+    return cases
+
+
+WIDE_CHANGES = (
+    ("wide: a slot fewer", "fisher_diagonal.cu", "kRightSlots = kAhead + 1", "kRightSlots = kAhead"),
+    (
+        "wide: a sample fewer side by side",
+        "fisher_diagonal.cu",
+        "ceil_div(kRightSlots, slabs)",
+        "ceil_div(kAhead, slabs)",
+    ),
+    ("wide: a slab not waited for", "fisher_diagonal.cu", "wait_copies<kAhead - 1>", "wait_copies<kAhead>"),
+    (
+        "wide: the last slabs not counted",
+        "fisher_diagonal.cu",
+        "        commit_copies();",
+        "        if (next.sample < end) commit_copies();",
+    ),
+    (
+        "wide: the next sample's slabs over this one's",
+        "fisher_diagonal.cu",
+        "first_slot + slabs < left_slots ?",
+        "false ?",
+    ),
+    ("wide: the first half twice", "fisher_diagonal.cu", "position, next.half)", "position, 0)"),
+    (
+        "wide: the second half not there",
+        "fisher_diagonal.cu",
+        "first_column > Half::kColumns",
+        "first_column > Half::kColumns + 8",
+    ),
+    (
+        "wide: a step not there",
+        "fisher_diagonal.cu",
+        "Half::kDepth > Half::kStepDepth",
+        "Half::kDepth > Half::kStepDepth + 1",
+    ),
+    (
+        "wide: the left operand where the first sample has it",
+        "fisher_diagonal.cu",
+        "        first_slot = following(first_slot);\n    }",
+        "    }",
+    ),
+    ("wide: the left operand of the first sample", "fisher_diagonal.cu", "left.next_sample();", ""),
+    ("wide: the second half into the first", "fisher_diagonal.cu", "add_half(squares[1])", "add_half(squares[0])"),
+    ("wide: written to the first half", "fisher_plan.h", "part * Shape::kColumns +", ""),
+    ("wide: tiles of one half", "fisher_plan.h", "kParts * Shape::kColumns)", "Shape::kColumns)"),
+    ("wide: shared memory too small", "fisher_diagonal.cu", "* sizeof(Table) : 0)", "* sizeof(Table) : -32)"),
+    ("wide: a position more", "fisher_copies.h", "Base::position(i) < height", "Base::position(i) <= height"),
+    ("wide: a column more", "fisher_copies.h", "part * kEdge < width", "part * kEdge <= width"),
+    ("wide: columns of the first half", "fisher_copies.h", "x.position_stride + part * kEdge)", "x.position_stride)"),
+    ("wide: windows of the first half", "fisher_copies.h", "table[part * kEdge + Base", "table[Base"),
+    ("wide: corners of the first slab", "fisher_copies.h", "table[kColumns + position +", "table[kColumns +"),
+    (
+        "wide: the table over the other's",
+        "fisher_diagonal.cu",
+        "left_table + Half::kRows + slabs * Half::kDepth",
+        "left_table + Half::kRows",
+    ),
+)
+
+
+def wide_cases() -> list[Case]:
+    cases = []
+    for layer, multiprocessors in (
+        (linear_layer((5, 5, 8, 8), "bfloat16"), 1),
+        (linear_layer((6, 17, 136, 16), "bfloat16"), 1),
+        (linear_layer((2, 33, 512 + 8, 16), "bfloat16"), 4),
+        (linear_layer((3, 113, 256, 8), "bfloat16"), 1),
+        (linear_layer((3, 160, 8, 136), "bfloat16"), 1),
+        (conv_layer(3, (16, 24), (1, 6, 7), (1, 3, 3), "bfloat16", padding=(0, 1, 1)), 1),
+        (conv_layer(2, (16, 16), (1, 7, 8), (1, 3, 3), "bfloat16", groups=2), 1),
+    ):
+
+        def run(emulator, order, layer=layer, multiprocessors=multiprocessors):
+            return emulator.run("wide_diagonal", layer, multiprocessors=multiprocessors, order=order)
+
+        cases.append(Case(f"wide_diagonal {layer.weight_shape}", run, fisher_expected("wide_diagonal", layer)))
     return cases
 
 
@@ -459,6 +537,7 @@ FAMILIES = {
         fisher_cases,
     ),
     "fragments": Family(FISHER_SOURCES, (), FRAGMENT_CHANGES, FisherEmulator, fragment_cases, "bfloat16"),
+    "wide": Family(FISHER_SOURCES, ("fisher_diagonal.cu",), WIDE_CHANGES, FisherEmulator, wide_cases, "bfloat16"),
     "gradients": Family(
         GRADIENTS_SOURCES,
         ("gradient_fisher.cu", "list_gram.h"),
@@ -489,7 +568,9 @@ def test_the_kernels_as_they_are_have_no_symptom(symptoms, family):
     assert symptoms(family)["none"] is None
 
 
-@pytest.mark.parametrize(("family", "barriers"), [("moments", 5), ("fisher", 7), ("gradients", 2), ("softmax", 5)])
+@pytest.mark.parametrize(
+    ("family", "barriers"), [("moments", 5), ("fisher", 7), ("wide", 2), ("gradients", 2), ("softmax", 5)]
+)
 def test_every_barrier_has_a_mutant(family, barriers):
     names = [mutant.name for mutant in FAMILIES[family].mutants()]
     assert sum(name.startswith("no barrier") for name in names) >= barriers

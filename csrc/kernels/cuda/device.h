@@ -18,6 +18,7 @@ namespace transferops::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr std::size_t kMostShared = 227 * 1024;  // bytes of a block
 
 __host__ __device__ constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -94,6 +95,24 @@ __device__ __forceinline__ void load_matrices(std::uint32_t (&words)[4], const v
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                  : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(row)))
                  : "memory");
+}
+
+// Copies 16 bytes from global to shared memory, both aligned to as many, or writes zeros unless they exist. They arrive
+// when wait_copies says so, for this thread; for others after a barrier that follows.
+__device__ __forceinline__ void copy_async(void* target, const void* source, bool exist) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     static_cast<std::uint32_t>(__cvta_generic_to_shared(target))),
+                 "l"(source), "r"(exist ? 16 : 0)
+                 : "memory");
+}
+
+// The thread's copies since the last call are a group.
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for all but the thread's last kPending groups.
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 #endif

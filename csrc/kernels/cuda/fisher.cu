@@ -4,11 +4,11 @@
 // its datasheet, of which mma.sync reaches about two thirds, and L2 gives a multiprocessor about 24 bytes per clock.
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 
 #include "fisher.h"
 #include "fisher_layer.h"
+#include "fisher_plan.h"
 #include "fisher_tiles.h"
 #include "fisher_ways.h"
 
@@ -28,41 +28,6 @@ using ShapeFor = TileShape<T, 128, sizeof(T) == 2 && !std::is_same_v<Use, Projec
 template <class Use>
 constexpr bool kHasProducts = std::is_same_v<Use, Projection> || std::is_same_v<Use, Norm>;
 
-// Which blocks do what: block (slot, split) of chunk c takes the tiles slot, slot + slots, ..., for split_samples
-// samples each and up to `chunk` directions.
-struct Plan {
-    std::int64_t row_tiles, column_tiles, tiles;
-    std::int64_t slots, splits, split_samples;
-    std::int64_t chunk, chunks;
-
-    Grid grid() const { return {slots * splits, chunks}; }
-};
-
-// Weighs the blocks that run at a time against the parts written and read, in units of one slab (about 0.4 us).
-Plan plan_tiles(std::int64_t groups, std::int64_t row_tiles, std::int64_t column_tiles, std::int64_t samples,
-                std::int64_t slabs, std::int64_t most_slots, std::int64_t count, std::int64_t most_chunk,
-                double part_cost, int multiprocessors) {
-    constexpr double kBlockCost = 4;
-    constexpr std::int64_t kMostBlocks = 8;  // per multiprocessor
-    Plan best{row_tiles, column_tiles, groups * row_tiles * column_tiles, 0, 0, 0, 0, ceil_div(count, most_chunk)};
-    best.chunk = ceil_div(count, best.chunks);
-    best.slots = std::min(best.tiles, most_slots);
-    const std::int64_t turns = ceil_div(best.tiles, best.slots), blocks = best.slots * best.chunks;
-    const std::int64_t most = std::clamp<std::int64_t>(kMostBlocks * multiprocessors / blocks, 1, samples);
-    double least = HUGE_VAL;
-    for (std::int64_t wanted = 1; wanted <= most; ++wanted) {
-        const std::int64_t split_samples = ceil_div(samples, wanted), splits = ceil_div(samples, split_samples);
-        const double cost = ceil_div(blocks * splits, multiprocessors) * turns * (split_samples * slabs + kBlockCost) +
-                            (splits > 1 ? part_cost * blocks * splits : 0);
-        if (cost < least) {
-            least = cost;
-            best.splits = splits;
-            best.split_samples = split_samples;
-        }
-    }
-    return best;
-}
-
 // Dynamic shared memory, in this order: two slabs of each operand in turn; the tables of columns; two sets of the
 // warps' sums; the directions.
 template <class Operand, class Use>
@@ -76,7 +41,6 @@ struct Shared {
     static constexpr std::size_t kSlabs = 2 * (Left::kBytes + Right::kBytes);
     static constexpr std::size_t kTables = kHasTables ? (Shape::kRows + Shape::kColumns) * sizeof(Column) : 0;
     static constexpr std::size_t kDirection = Shape::kElements * sizeof(Compute<T>);
-    static constexpr std::size_t kMost = 227 * 1024;
 
     __host__ __device__ static constexpr std::size_t sums(std::int64_t chunk) {
         return !kHasProducts<Use> ? 0 : ceil_div(2 * kTileWarps * chunk * sizeof(Compute<T>), 16) * 16;
@@ -86,46 +50,10 @@ struct Shared {
     }
     static constexpr std::int64_t most_chunk() {
         std::int64_t chunk = 1;
-        while (std::is_same_v<Use, Projection> && bytes(chunk + 1) <= kMost) ++chunk;
+        while (std::is_same_v<Use, Projection> && bytes(chunk + 1) <= kMostShared) ++chunk;
         return chunk;
     }
-    static_assert(bytes(1) <= kMost && most_chunk() <= kTileThreads);
-};
-
-// Where a thread's part of a tile lies: fragment (m, n), half h, element e.
-template <class Shape>
-struct TilePlace {
-    std::int64_t group, first_row, first_column;  // of the tile
-    int row, column;                              // of the thread in it
-
-    __device__ TilePlace(const Plan& plan, std::int64_t tile)
-        : group(tile / plan.column_tiles / plan.row_tiles),
-          first_row(tile / plan.column_tiles % plan.row_tiles * Shape::kRows),
-          first_column(tile % plan.column_tiles * Shape::kColumns) {
-        const int lane = threadIdx.x % kWarp;
-        row = Shape::warp_row() + lane / 4;
-        column = Shape::warp_column() + lane % 4 * 2;
-    }
-
-    // body(m, n, i, index) for accumulator i of fragment (m, n), with its index in the weight, or -1 if it has none.
-    template <class Operand, class Body>
-    __device__ void for_each(const Gradients<Operand>& x, Body body) const {
-#pragma unroll
-        for (int n = 0; n < Shape::kFragmentColumns; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const std::int64_t c = first_column + column + n * 8 + e;
-                const std::int64_t weight_column = c < x.columns() ? x.right.weight_column(c) : -1;
-#pragma unroll
-                for (int m = 0; m < Shape::kFragmentRows; ++m)
-#pragma unroll
-                    for (int h = 0; h < 2; ++h) {
-                        const std::int64_t r = first_row + row + m * 16 + h * 8;
-                        const bool exists = r < x.rows() && weight_column >= 0;
-                        body(m, n, 2 * h + e, exists ? (group * x.rows() + r) * x.columns() + weight_column : -1);
-                    }
-            }
-    }
+    static_assert(bytes(1) <= kMostShared && most_chunk() <= kTileThreads);
 };
 
 template <class Shape, class C>
@@ -172,10 +100,10 @@ __device__ C square(const Accumulators<Shape, C>& gradient) {
 // (float) or 50 (double) of slabs, 6 KiB more for a convolution; a projection adds 32 KiB (double 64) per direction, of
 // which 5 or 6 (2) fit: its samples are passed over once for every so many. Floor, 2 N T O I flops each: 16-bit, 40
 // bytes of L2 per clock against 24 at the full rate of mma.sync, so about 350 TFLOP/s (ViT-B/16 fc1, N = 64: 170 us;
-// cluster multicast would lift it); float, three products of tf32 for one, about 100 TFLOP/s; double, 67; and for each
-// direction 256 clocks a sample (double 512) in which shared memory delivers it, half of what a slab takes. Positions
-// are padded to whole slabs, 32 or 16, and rows and columns to whole tiles: a smaller tile would be better for layers
-// of fewer than 64 channels.
+// fisher_diagonal.cu reads less, and cluster multicast would); float, three products of tf32 for one, about 100
+// TFLOP/s; double, 67; and for each direction 256 clocks a sample (double 512) in which shared memory delivers it, half
+// of what a slab takes. Positions are padded to whole slabs, 32 or 16, and rows and columns to whole tiles: a smaller
+// tile would be better for layers of fewer than 64 channels.
 template <class Operand, class Use>
 __global__ void __launch_bounds__(kTileThreads, 1)
     gradient_tiles(Gradients<Operand> x, Plan plan, const Compute<typename Operand::Element>* directions,
@@ -257,12 +185,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 
             if (!std::is_same_v<Use, Sum> && next_sample != sample) {
                 if constexpr (std::is_same_v<Use, Diagonal>) {
-#pragma unroll
-                    for (int m = 0; m < Shape::kFragmentRows; ++m)
-#pragma unroll
-                        for (int n = 0; n < Shape::kFragmentColumns; ++n)
-#pragma unroll
-                            for (int i = 0; i < 4; ++i) squares[m][n][i] += gradient[m][n][i] * gradient[m][n][i];
+                    add_squares<Shape, C>(squares, gradient);
                 } else {
                     for (int k = 0; k < chunk; ++k) {
                         C sum =
@@ -425,27 +348,29 @@ cudaError_t launch_add_parts(C* out, const double* parts, std::int64_t count, st
 }
 
 template <class T>
-cudaError_t fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
-                            cudaStream_t stream) {
+cudaError_t tile_diagonal(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
+                          cudaStream_t stream) {
     return with_diagonal(layer, [&]<class Operand, class Use>(const Gradients<Operand>& x, Use) -> cudaError_t {
         if (x.empty()) return launch_add_parts(out, workspace, 0, x.weights(), stream);
         const Plan plan = plan_for<Use>(x, 1, multiprocessors);
-        const bool whole = plan.splits == 1;
-        const cudaError_t error =
-            launch(gradient_tiles<Operand, Use>, plan.grid(), kTileThreads, Shared<Operand, Use>::bytes(1), stream, x,
-                   plan, nullptr, 1, whole ? out : reinterpret_cast<Compute<T>*>(workspace));
-        if (error != cudaSuccess || whole) return error;
-        return launch_add_parts(out, workspace, plan.splits, x.weights(), stream);
+        return launch_splits(out, workspace, plan.splits, x.weights(), stream, [&](Compute<T>* parts) {
+            return launch(gradient_tiles<Operand, Use>, plan.grid(), kTileThreads, Shared<Operand, Use>::bytes(1),
+                          stream, x, plan, nullptr, 1, parts);
+        });
     });
 }
 
 template <class T>
-std::int64_t fisher_diagonal_workspace(const LayerBatch<T>& layer, int multiprocessors) {
+std::int64_t tile_diagonal_workspace(const LayerBatch<T>& layer, int multiprocessors) {
     return with_diagonal(layer, [&]<class Use>(const auto& x, Use) -> std::int64_t {
         if (x.empty()) return 0;
-        const Plan plan = plan_for<Use>(x, 1, multiprocessors);
-        return plan.splits == 1 ? 0 : doubles_for<Compute<T>>(plan.splits * x.weights());
+        return splits_workspace<Compute<T>>(plan_for<Use>(x, 1, multiprocessors).splits, x.weights());
     });
+}
+
+template <class T>
+double tile_diagonal_cost(const LayerBatch<T>& layer, int multiprocessors) {
+    return tiles_cost<Diagonal>(layer, 1, multiprocessors);
 }
 
 template <class T>
@@ -491,8 +416,9 @@ template cudaError_t launch_add_parts(float*, const double*, std::int64_t, std::
 template cudaError_t launch_add_parts(double*, const double*, std::int64_t, std::int64_t, cudaStream_t);
 
 #define TRANSFEROPS_INSTANTIATE(T)                                                                                    \
-    template cudaError_t fisher_diagonal(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);              \
-    template std::int64_t fisher_diagonal_workspace(const LayerBatch<T>&, int);                                       \
+    template cudaError_t tile_diagonal(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);                \
+    template std::int64_t tile_diagonal_workspace(const LayerBatch<T>&, int);                                         \
+    template double tile_diagonal_cost(const LayerBatch<T>&, int);                                                    \
     template cudaError_t tile_projection(const LayerBatch<T>&, const Compute<T>*, std::int64_t, Compute<T>*, double*, \
                                          int, cudaStream_t);                                                          \
     template std::int64_t tile_projection_workspace(const LayerBatch<T>&, std::int64_t, int);                         \

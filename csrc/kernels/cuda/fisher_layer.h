@@ -102,4 +102,18 @@ std::int64_t doubles_for(std::int64_t size) {
 template <class C>
 cudaError_t launch_add_parts(C* out, const double* parts, std::int64_t count, std::int64_t size, cudaStream_t stream);
 
+// out = the sum of what launch_parts(parts) leaves for each split of the samples, of one alone without a workspace.
+template <class C, class Launch>
+cudaError_t launch_splits(C* out, double* workspace, std::int64_t splits, std::int64_t size, cudaStream_t stream,
+                          const Launch& launch_parts) {
+    if (splits == 1) return launch_parts(out);
+    const cudaError_t error = launch_parts(reinterpret_cast<C*>(workspace));
+    return error != cudaSuccess ? error : launch_add_parts(out, workspace, splits, size, stream);
+}
+
+template <class C>
+std::int64_t splits_workspace(std::int64_t splits, std::int64_t size) {
+    return splits == 1 ? 0 : doubles_for<C>(splits * size);
+}
+
 }  // namespace transferops::cuda

@@ -71,7 +71,7 @@ struct Shared {
     static constexpr std::size_t kKept = std::is_same_v<Use, GhostNorm> ? Shape::kElements * sizeof(C) : 0;
     static constexpr std::size_t kBytes = kSlabs + kSums + kKept;
     static constexpr int kBlocks = sizeof(C) == 4 && Shape::kElements <= 128 * 64 ? 2 : 1;  // per multiprocessor
-    static_assert(kBlocks * kBytes <= 227 * 1024);
+    static_assert(kBlocks * kBytes <= kMostShared);
 };
 
 // sums += left right^T over all channels. Where both are the `same` rows, those of the left are read alone.

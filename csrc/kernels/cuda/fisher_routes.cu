@@ -1,10 +1,17 @@
-// Which way the norms and projections of fisher.h take: the one of the lower cost. No kernels are here.
+// Which way the quantities of fisher.h take: the one of the lower cost. No kernels are here.
 
 #include "fisher_layer.h"
 #include "fisher_ways.h"
 
 namespace transferops::cuda {
 namespace {
+
+// Fewer tiles, for which less is read, against more, where blocks are fewer than multiprocessors. As good is better: it
+// has more slabs on their way and divides no indices.
+template <class T>
+bool wide_diagonal_is_cheaper(const LayerBatch<T>& layer, int multiprocessors) {
+    return wide_diagonal_cost(layer, multiprocessors) <= tile_diagonal_cost(layer, multiprocessors);
+}
 
 // Products between positions against those of the gradient: where positions are few, (T + 1) (I + O) / 2 < I O.
 template <class T>
@@ -19,6 +26,20 @@ bool contraction_is_cheaper(const LayerBatch<T>& layer, std::int64_t count, int 
 }
 
 }  // namespace
+
+template <class T>
+cudaError_t fisher_diagonal(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
+                            cudaStream_t stream) {
+    return wide_diagonal_is_cheaper(layer, multiprocessors)
+               ? wide_diagonal(layer, out, workspace, multiprocessors, stream)
+               : tile_diagonal(layer, out, workspace, multiprocessors, stream);
+}
+
+template <class T>
+std::int64_t fisher_diagonal_workspace(const LayerBatch<T>& layer, int multiprocessors) {
+    return wide_diagonal_is_cheaper(layer, multiprocessors) ? wide_diagonal_workspace(layer, multiprocessors)
+                                                            : tile_diagonal_workspace(layer, multiprocessors);
+}
 
 template <class T>
 cudaError_t fisher_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
@@ -51,6 +72,8 @@ std::int64_t grad_norm_workspace(const LayerBatch<T>& layer, int multiprocessors
 }
 
 #define TRANSFEROPS_INSTANTIATE(T)                                                                             \
+    template cudaError_t fisher_diagonal(const LayerBatch<T>&, Compute<T>*, double*, int, cudaStream_t);       \
+    template std::int64_t fisher_diagonal_workspace(const LayerBatch<T>&, int);                                \
     template cudaError_t fisher_projection(const LayerBatch<T>&, const Compute<T>*, std::int64_t, Compute<T>*, \
                                            double*, int, cudaStream_t);                                        \
     template std::int64_t fisher_projection_workspace(const LayerBatch<T>&, std::int64_t, int);                \

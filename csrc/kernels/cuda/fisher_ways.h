@@ -1,4 +1,4 @@
-// The ways to the norms and projections of a layer's per-sample gradients, of which fisher_routes.cu takes one. What
+// The ways to the quantities of a layer's per-sample gradients, of which fisher_routes.cu takes one. What
 // the arguments are fisher.h says. A cost is what a way takes of each multiprocessor, in slabs of a tile of 128 x 64:
 // infinite where there is no such way.
 #pragma once
@@ -8,6 +8,23 @@
 namespace transferops::cuda {
 
 // From tiles of the gradients themselves, in registers.
+template <class T>
+cudaError_t tile_diagonal(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
+                          cudaStream_t stream);
+template <class T>
+std::int64_t tile_diagonal_workspace(const LayerBatch<T>& layer, int multiprocessors);
+template <class T>
+double tile_diagonal_cost(const LayerBatch<T>& layer, int multiprocessors);
+
+// From tiles of twice the size, for aligned 16-bit types whose samples have few enough positions.
+template <class T>
+cudaError_t wide_diagonal(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
+                          cudaStream_t stream);
+template <class T>
+std::int64_t wide_diagonal_workspace(const LayerBatch<T>& layer, int multiprocessors);
+template <class T>
+double wide_diagonal_cost(const LayerBatch<T>& layer, int multiprocessors);
+
 template <class T>
 cudaError_t tile_norm(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, int multiprocessors,
                       cudaStream_t stream);

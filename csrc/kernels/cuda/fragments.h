@@ -69,15 +69,17 @@ struct RowSlab {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Fragments: 16 channels by one step of positions, spread over a warp so that they serve as either operand. Word 2 j +
-// h belongs to half h of the channels and half j of the positions.
+// h belongs to half h of the channels and half j of the positions; of a right operand of 16 bits word 2 h + j, because
+// the tensor cores take what belongs to half h from neighbouring registers.
 
 template <class T>
 struct Fragment {  // float16 and bfloat16: positions in pairs
     std::uint32_t words[4];
 
-    template <class Layout>
+    template <class Layout, bool kRight>
     __device__ void load(const T* slab, int channel, int position) {
-        const int line = threadIdx.x % 8, h = threadIdx.x / 8 % 2, j = threadIdx.x / 16 % 2;
+        const int line = threadIdx.x % 8, low = threadIdx.x / 8 % 2, high = threadIdx.x / 16 % 2;
+        const int h = kRight ? high : low, j = kRight ? low : high;
         if constexpr (Layout::kDepthAdjacent)
             load_matrices(words, slab + Layout::at(channel + h * 8 + line, position + j * 8));
         else
@@ -96,7 +98,7 @@ template <>
 struct Fragment<float> {
     float high[4], low[4];
 
-    template <class Layout>
+    template <class Layout, bool>
     __device__ void load(const float* slab, int channel, int position) {
         const int group = threadIdx.x % kWarp / 4, member = threadIdx.x % 4;
 #pragma unroll
@@ -112,7 +114,7 @@ template <>
 struct Fragment<tf32> {
     float values[4];
 
-    template <class Layout>
+    template <class Layout, bool>
     __device__ void load(const tf32* slab, int channel, int position) {
         const int group = threadIdx.x % kWarp / 4, member = threadIdx.x % 4;
 #pragma unroll
@@ -125,7 +127,7 @@ template <>
 struct Fragment<double> {
     double values[4];
 
-    template <class Layout>
+    template <class Layout, bool>
     __device__ void load(const double* slab, int channel, int position) {
         const int group = threadIdx.x % kWarp / 4, member = threadIdx.x % 4;
 #pragma unroll
@@ -137,7 +139,7 @@ struct Fragment<double> {
 // sums += left right^T for all of `left` and half h of `right`: 16 x 8 numbers, as mma_f64 lays them out.
 template <class T>
 __device__ void multiply(float (&sums)[4], const Fragment<T>& left, const Fragment<T>& right, int h) {
-    const std::uint32_t words[2] = {right.words[h], right.words[2 + h]};
+    const std::uint32_t words[2] = {right.words[2 * h], right.words[2 * h + 1]};
     mma_16bit<T>(sums, left.words, words);
 }
 
@@ -161,6 +163,16 @@ __device__ inline void multiply(double (&sums)[4], const Fragment<double>& left,
 template <class Shape, class C>
 using Accumulators = C[Shape::kFragmentRows][Shape::kFragmentColumns][4];
 
+template <class Shape, class C>
+__device__ void add_squares(Accumulators<Shape, C>& squares, const Accumulators<Shape, C>& values) {
+#pragma unroll
+    for (int m = 0; m < Shape::kFragmentRows; ++m)
+#pragma unroll
+        for (int n = 0; n < Shape::kFragmentColumns; ++n)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) squares[m][n][i] += values[m][n][i] * values[m][n][i];
+}
+
 // Tiles in shared memory in the order of the accumulators, so that a warp reads 512 neighbouring bytes; each thread
 // writes and reads its own: accumulator i of fragment (m, n) of tile k.
 template <class Shape, class C>
@@ -168,6 +180,24 @@ __device__ C* own_element(C* tiles, int k, int m, int n, int i) {
     constexpr int kWidth = 16 / sizeof(C);
     const int fragment = (k * Shape::kFragmentRows + m) * Shape::kFragmentColumns + n;
     return tiles + ((fragment * 4 + i / kWidth * kWidth) * kTileThreads + threadIdx.x * kWidth + i % kWidth);
+}
+
+// sums += the product of step `step` of two slabs.
+template <class Shape, template <class, int, int> class Layout = Slab, class T, class C>
+__device__ void multiply_step(Accumulators<Shape, C>& sums, const T* left, const T* right, int step) {
+    const int position = step * Shape::kStepDepth;
+    Fragment<T> a[Shape::kFragmentRows], b;
+#pragma unroll
+    for (int m = 0; m < Shape::kFragmentRows; ++m)
+        a[m].template load<Layout<T, Shape::kRows, Shape::kDepth>, false>(left, Shape::warp_row() + m * 16, position);
+#pragma unroll
+    for (int n = 0; n < Shape::kFragmentColumns; ++n) {
+        if (n % 2 == 0)
+            b.template load<Layout<T, Shape::kColumns, Shape::kDepth>, true>(right, Shape::warp_column() + n * 8,
+                                                                             position);
+#pragma unroll
+        for (int m = 0; m < Shape::kFragmentRows; ++m) multiply(sums[m][n], a[m], b, n % 2);
+    }
 }
 
 // sums += the product of two slabs. The tensor cores round float sums towards zero, so those of float operands are
@@ -180,24 +210,10 @@ __device__ void multiply_slabs(Accumulators<Shape, C>& sums, const T* left, cons
 #pragma unroll
     for (int step = 0; step < Shape::kSteps; ++step) {
         before(step);
-        const int position = step * Shape::kStepDepth;
-        Fragment<T> a[Shape::kFragmentRows], b;
-#pragma unroll
-        for (int m = 0; m < Shape::kFragmentRows; ++m)
-            a[m].template load<Layout<T, Shape::kRows, Shape::kDepth>>(left, Shape::warp_row() + m * 16, position);
-#pragma unroll
-        for (int n = 0; n < Shape::kFragmentColumns; ++n) {
-            if (n % 2 == 0)
-                b.template load<Layout<T, Shape::kColumns, Shape::kDepth>>(right, Shape::warp_column() + n * 8,
-                                                                           position);
-#pragma unroll
-            for (int m = 0; m < Shape::kFragmentRows; ++m) {
-                if constexpr (kPromotes)
-                    multiply(fresh[m][n], a[m], b, n % 2);
-                else
-                    multiply(sums[m][n], a[m], b, n % 2);
-            }
-        }
+        if constexpr (kPromotes)
+            multiply_step<Shape, Layout>(fresh, left, right, step);
+        else
+            multiply_step<Shape, Layout>(sums, left, right, step);
         after(step);
     }
     if constexpr (kPromotes) {

@@ -76,7 +76,7 @@ struct NarrowShared {
     static constexpr int kColumns = Shape::kRows + Shape::kColumns;  // of the features
     static constexpr std::size_t kOrigins = kColumns * sizeof(Origin<T>);
     static constexpr std::size_t kBytes = kTotals + kOrigins + 2 * (Left::kBytes + Right::kBytes);
-    static_assert(kBytes <= 227 * 1024);
+    static_assert(kBytes <= kMostShared);
 };
 
 // A slab on its way from global to shared memory, in the registers of the block: a thread moves kWidth neighbouring

@@ -7,7 +7,7 @@
 // ahead of the others as the barriers allow: a missing barrier gives wrong results in at least one order. Dynamic
 // shared memory is allocated with exactly the size of the launch and filled with NaN for every block, so that
 // AddressSanitizer sees an access beyond it and reading what nobody wrote shows. A barrier that some threads never
-// reach ends the process with a message.
+// reach ends the process with a message. An asynchronous copy arrives when its thread waits for it and not before.
 //
 // Limits: it finds faults of indices, tails and barriers. It says nothing about memory ordering, races between blocks,
 // occupancy or speed, and has no static shared memory, atomics, partial warp masks, TMA or wgmma. GCC and Clang only.
@@ -25,6 +25,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -85,6 +86,12 @@ constexpr std::size_t kStack = 128 * 1024, kSharedDefault = 48 * 1024, kSharedMo
 
 enum class State { ready, at_barrier, at_collective, finished };
 
+// An asynchronous copy that nobody has waited for yet.
+struct Copy {
+    void* target;
+    const void* source;  // nullptr: zeros
+};
+
 struct Fiber {
     void* registers[5];  // where __builtin_setjmp keeps what it needs to resume
     ucontext_t first;    // and what the first switch to it needs
@@ -94,6 +101,7 @@ struct Fiber {
     State state = State::finished;
     unsigned line = 0;  // of the barrier or collective it waits at
     dim3 thread;
+    std::deque<std::vector<Copy>> copies{1};  // by group, of which the last is not yet committed
 };
 
 struct Warp {
@@ -206,6 +214,9 @@ inline void fiber_main() {
     end_switch(*block.fibers[block.current]);
     for (;;) {  // one kernel after the other
         block.kernel();
+        if (std::ranges::any_of(block.fibers[block.current]->copies, [](auto& group) { return !group.empty(); }))
+            fail("block (%u, %u): thread %u has returned before its copies", blockIdx.x, blockIdx.y, block.current);
+        block.fibers[block.current]->copies.resize(1);
         ++block.finished;
         wait(State::finished, 0);
         yield();
@@ -457,6 +468,31 @@ inline void load_matrices(std::uint32_t (&words)[4], const void* row,
                           std::source_location where = std::source_location::current()) {
     load_matrices_by(words, row, where.line(),
                      [](auto at, int group, int pair) { return at(group, pair) | at(group, pair + 1) << 16; });
+}
+
+// The twins of copy_async, commit_copies and wait_copies. What is on its way is not there before it is waited for, and
+// what it replaces is gone at once: both are NaN.
+inline void copy_async(void* target, const void* source, bool exist,
+                       std::source_location where = std::source_location::current()) {
+    if (reinterpret_cast<std::uintptr_t>(target) % 16 != 0 ||
+        (exist && reinterpret_cast<std::uintptr_t>(source) % 16 != 0))
+        emulation::fail("line %u: a copy at a misaligned address", where.line());
+    std::memset(target, 0xff, 16);
+    emulation::block.fibers[emulation::block.current]->copies.back().push_back({target, exist ? source : nullptr});
+}
+
+inline void commit_copies() { emulation::block.fibers[emulation::block.current]->copies.emplace_back(); }
+
+template <int kPending>
+void wait_copies() {
+    auto& groups = emulation::block.fibers[emulation::block.current]->copies;
+    for (; groups.size() > kPending + 1; groups.pop_front())
+        for (const emulation::Copy& copy : groups.front()) {
+            if (copy.source)
+                std::memcpy(copy.target, copy.source, 16);
+            else
+                std::memset(copy.target, 0, 16);
+        }
 }
 
 }  // namespace transferops::cuda
