@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py CMakeLists.txt $(shell find csrc cmake -type 
 # make CONSTRAINTS=constraints.txt ...: the versions that development and CI last ran with, instead of the newest.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %)
 
-.PHONY: demo stranger test test-minimum peers test-peers bench docs lint audit format cpp cuda-report cuda-build dependencies wheels dist environment sanitize sanitize-ops sanitize-threads fuzz mutants coverage rates clean
+.PHONY: demo stranger test test-minimum peers test-peers bench docs lint audit format cpp cuda-report cuda-build dependencies wheels dist environment sanitize fuzz mutants coverage rates clean
 
 # The main job on real data: how many samples of each source to train with.
 demo: $(VENV)/.installed-cli
@@ -24,19 +24,15 @@ test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The op tests against kernels built with AddressSanitizer and UndefinedBehaviorSanitizer; then threads under ThreadSanitizer.
-sanitize: sanitize-ops sanitize-threads
-
-sanitize-ops: $(VENV)/.installed-test
+sanitize: $(VENV)/.installed-test
 	scripts/sanitize.sh $(BIN)/python
-
-sanitize-threads:
 	scripts/sanitize_threads.sh
 
 # Ten minutes of random examples of every public function; a summary goes to bench/results/fuzz.json.
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python tests/fuzz/run.py
 
-# Every mistake that is known to be noticed by the tests of the CUDA kernels; `make test` tries one in 24.
+# Every mistake that is known to be noticed by the tests of the CUDA kernels; `make test` tries one in 48.
 mutants: $(VENV)/.installed-test
 	TRANSFEROPS_MUTANTS=all $(BIN)/python -m pytest tests/kernels/test_mutants.py
 

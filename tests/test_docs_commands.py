@@ -32,7 +32,7 @@ BY_HAND = {
     "make cuda-build": "takes ten minutes and several GB; `make cuda-report` compiles the kernels and their bindings",
     "make dependencies": "changes files",
     "make fuzz": "takes ten minutes",
-    "make mutants": "takes several minutes; the tests try one in 24",
+    "make mutants": "takes several minutes; the tests try one in 48",
     "make rates": "takes minutes; the tests run a tenth of it",
     "make test-minimum": "installs an old torch of several GB",
     "make test-peers": "installs every package that there is an integration for",

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from emulator import ADDRESS, KERNELS, ORDERS, ROOT, EmulationError, Emulator, compile_object, disagreement, link
 
-SHARE = 1 if os.environ.get("TRANSFEROPS_MUTANTS") == "all" else 24
-"""Each has to be compiled: the tests try one in 24, and `make mutants` all."""
+SHARE = 1 if os.environ.get("TRANSFEROPS_MUTANTS") == "all" else 48
+"""Each has to be compiled: the tests try one in 48, and `make mutants` all."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,8 @@ class Family:
             mutants.append(Mutant(name, file, text.index(old), old, new))
         return mutants
 
-    def tried(self) -> list[Mutant]:
-        """Those of this run."""
-        return self.mutants()[::SHARE]
-
-    def symptoms(self, folder: Path) -> dict[str, str | None]:
-        """What is wrong with each mutant tried in any case and order of threads; "none": as they are."""
+    def symptoms(self, folder: Path, mutants: list[Mutant]) -> dict[str, str | None]:
+        """What is wrong with each of these in any case and order of threads; "none": with the kernels as they are."""
         *kernels, harness = self.sources
         harness = compile_object(folder / "harness.o", harness, f"-DONLY_TYPE={self.type}", sanitizers=ADDRESS)
         kept = "|".join((self.type, *self.others))
@@ -95,10 +91,18 @@ class Family:
             with self.emulator(link(copy / "program", *parts.values(), harness, sanitizers=ADDRESS)) as emulator:
                 return next(symptoms_of(emulator, cases), None)
 
-        mutants = self.tried()
         with ThreadPoolExecutor(2) as pool:
             found = pool.map(examine, range(len(mutants) + 1), [None, *mutants])
             return dict(zip(["none", *(mutant.name for mutant in mutants)], found, strict=True))
+
+
+def tried(families: dict[str, Family]) -> dict[str, list[Mutant]]:
+    """Those of this run, one in so many of all families together; families that have one."""
+    mutants = [(name, mutant) for name, family in families.items() for mutant in family.mutants()]
+    chosen: dict[str, list[Mutant]] = {}
+    for name, mutant in mutants[::SHARE]:
+        chosen.setdefault(name, []).append(mutant)
+    return chosen
 
 
 def copy_kernels(folder: Path) -> Path:
