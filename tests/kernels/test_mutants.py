@@ -152,6 +152,7 @@ FISHER_CHANGES = (
     ("one position: a stretch of columns missing", "fisher.cu", "first += kLoads * kWarp *", "first += 5 * kWarp *"),
     ("squares: sums begun anew", "fisher.cu", "!std::is_same_v<Use, Sum> && next_sample", "next_sample"),
     ("positions: a channel more", "device.h", "min(size - begin,", "min(size - begin + 1,"),
+    ("patches: quotients rounded down", "fisher_tiles.h", "+ value - 1) / value)", ") / value)"),
     ("patches: a position more", "fisher_tiles.h", "if (position >= positions)", "if (position > positions)"),
     ("patches: a column more", "fisher_tiles.h", "if (index >= columns)", "if (index > columns)"),
     (

@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     const std::int64_t slot = blockIdx.x % plan.slots, split = blockIdx.x / plan.slots;
     const std::int64_t begin = split * plan.split_samples, end = min(begin + plan.split_samples, x.samples);
     const std::int64_t first_direction = blockIdx.y * plan.chunk;
-    const int chunk = static_cast<int>(min(plan.chunk, count - first_direction));
+    const int chunk = std::is_same_v<Use, Projection> ? static_cast<int>(min(plan.chunk, count - first_direction)) : 1;
 
     // The sum over warps of a sample's products, by one thread per direction.
     const auto sum_warps = [&](std::int64_t sample, bool first_tile) {

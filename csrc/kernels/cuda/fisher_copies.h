@@ -46,8 +46,8 @@ struct Copier<Positions<T>, Shape, kEdge, kParts> {
     __device__ void next_sample() { data += x.sample_stride; }
 };
 
-// Of a convolution: its table has the columns, then the corners of the windows of all positions, so that no index is
-// divided more than once per block.
+// Of a convolution: its table has the columns, then the corners of the windows of all positions, which are
+// found once per block.
 template <class T, class Shape, int kEdge, int kParts>
 struct Copier<Patches<T>, Shape, kEdge, kParts> {
     using Base = Share<T, Shape, kEdge>;

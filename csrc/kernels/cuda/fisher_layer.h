@@ -60,11 +60,15 @@ Patches<T> patches_of(const Signal<T>& x, const Window& window, const Extent& ou
             x.stride,
             static_cast<int>(channels),
             box(x.size),
-            box(outputs),
             box(window.kernel),
             box(window.stride),
             box(window.padding),
             box(window.dilation),
+            Divisor(channels),
+            Divisor(window.kernel.width),
+            Divisor(window.kernel.height),
+            Divisor(outputs.width),
+            Divisor(outputs.height),
             vectors_aligned(x, window.groups)};
 }
 

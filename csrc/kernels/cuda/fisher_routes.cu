@@ -7,7 +7,7 @@ namespace transferops::cuda {
 namespace {
 
 // Fewer tiles, for which less is read, against more, where blocks are fewer than multiprocessors. As good is better: it
-// has more slabs on their way and divides no indices.
+// has more slabs on their way and a convolution's addresses in a table.
 template <class T>
 bool wide_diagonal_is_cheaper(const LayerBatch<T>& layer, int multiprocessors) {
     return wide_diagonal_cost(layer, multiprocessors) <= tile_diagonal_cost(layer, multiprocessors);

@@ -133,6 +133,26 @@ struct Squares {
     };
 };
 
+// Divides numbers from 0 to 2^31 - 1 by a product and a shift (Granlund and Montgomery, 1994): with 2^shift >= value
+// and the multiplier 2^(31 + shift) / value, rounded up, the quotient is less than 1 / value too large.
+struct Divisor {
+    std::uint32_t value, multiplier;
+    int shift;
+
+    // A divisor of 0, that of an empty signal, of which no index is divided, stands as 1.
+    explicit Divisor(std::int64_t divisor) : value(static_cast<std::uint32_t>(divisor > 0 ? divisor : 1)), shift(0) {
+        while ((std::uint64_t{1} << shift) < value) ++shift;
+        multiplier = static_cast<std::uint32_t>(((std::uint64_t{1} << (31 + shift)) + value - 1) / value);
+    }
+
+    __host__ __device__ int quotient(int x) const {
+        const auto high =
+            static_cast<std::uint32_t>(std::uint64_t{2u * static_cast<std::uint32_t>(x)} * multiplier >> 32);
+        return static_cast<int>(high >> shift);
+    }
+    __host__ __device__ int remainder(int x, int quotient) const { return x - quotient * static_cast<int>(value); }
+};
+
 // Inputs under the window of a convolution. The columns are the elements of the kernel by the channels of a group, the
 // latter fastest, so that neighbours are neighbours in memory. Output gradients are the case of a 1 x 1 x 1 window.
 // Indices are unfolded, never elements.
@@ -154,7 +174,8 @@ struct Patches {
     std::int64_t positions, columns, sample_stride;
     Extent strides;  // of the signal
     int channels;    // of a group
-    Box size, outputs, kernel, stride, padding, dilation;
+    Box size, kernel, stride, padding, dilation;
+    Divisor by_channels, by_kernel_width, by_kernel_height, by_output_width, by_output_height;
     bool aligned;  // to 16 bytes, for every element of the kernel
 
     // Where a column stands in the weight, which has the elements of the kernel fastest.
@@ -165,10 +186,11 @@ struct Patches {
 
     __device__ Column column(std::int64_t index) const {
         if (index >= columns) return {0, {kOutside, 0, 0}};
-        const int element = static_cast<int>(index) / channels, channel = static_cast<int>(index) % channels;
-        const Box place{element / (kernel.width * kernel.height) * dilation.depth,
-                        element / kernel.width % kernel.height * dilation.height,
-                        element % kernel.width * dilation.width};
+        const int element = by_channels.quotient(static_cast<int>(index));
+        const int channel = by_channels.remainder(static_cast<int>(index), element);
+        const int row = by_kernel_width.quotient(element), plane = by_kernel_height.quotient(row);
+        const Box place{plane * dilation.depth, by_kernel_height.remainder(row, plane) * dilation.height,
+                        by_kernel_width.remainder(element, row) * dilation.width};
         return {offset(place) + channel, place};
     }
 
@@ -179,10 +201,11 @@ struct Patches {
     // The corner of the window at an output position.
     __device__ Box corner(std::int64_t position) const {
         if (position >= positions) return {kOutside, 0, 0};
-        const int t = static_cast<int>(position), row = t / outputs.width;
-        return {row / outputs.height * stride.depth - padding.depth,
-                row % outputs.height * stride.height - padding.height,
-                t % outputs.width * stride.width - padding.width};
+        const int t = static_cast<int>(position), row = by_output_width.quotient(t);
+        const int plane = by_output_height.quotient(row);
+        return {plane * stride.depth - padding.depth,
+                by_output_height.remainder(row, plane) * stride.height - padding.height,
+                by_output_width.remainder(t, row) * stride.width - padding.width};
     }
 
     __device__ bool is_inside(const Box& corner, const Box& place) const {
