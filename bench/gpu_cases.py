@@ -144,22 +144,35 @@ class LayerSize:
         rate = "bfloat16" if self.half else "float32"
         if self.linear and t == 1 and quantity != "projection":
             return (n * (i + o), rate) if quantity == "norm" else (2.0 * n * i * o, "float32")
-        slabs, dots = padded(t, depth), directions * depth / 2 if quantity == "projection" else 0
-        width = 64 if quantity == "projection" else edge
-        tiles = 2.0 * n * (slabs + dots) * padded(o, 128) * padded(i, width)
-        if quantity == "diagonal" and self.half and i > width:  # as all cases here are aligned and fit
-            return 2.0 * n * max(padded(t, 16), 32) * padded(o, 128) * padded(i, width), "bfloat16 in wide tiles"
+        if quantity == "projection":
+            return self.projection_route(directions)
+        tiles = 2.0 * n * padded(t, depth) * padded(o, 128) * padded(i, edge)
+        if quantity == "diagonal" and self.half and i > edge:  # as all cases here are aligned and fit
+            return 2.0 * n * max(padded(t, 16), 32) * padded(o, 128) * padded(i, edge), "bfloat16 in wide tiles"
         if quantity == "norm":
             packed = max(edge // t, 1)
             across = -(-packed * t // edge)
             blocks = padded(-(-n // packed) * across * (across + 1) // 2, MULTIPROCESSORS)
             return min(tiles, 2.0 * blocks * edge**2 * (padded(i, depth) + padded(o, depth))), rate
-        if quantity == "projection" and self.linear and t <= 128:
+        return tiles, rate
+
+    def projection_route(self, directions: int) -> tuple[float, str]:
+        """Dot products count as the positions that take as long; the cheapest in slabs of a tile of 128 x 64."""
+        n, t, i, o = self.samples, self.positions, self.columns, self.rows
+        depth = 32 if self.half else 16
+        tiles = 2.0 * n * (padded(t, depth) + directions * depth / 2) * padded(o, 128) * padded(i, 64)
+        rate = "bfloat16 with directions" if self.half else "float32"
+        options = [(tiles / depth, tiles, rate)]
+        if self.half:  # as all cases here are aligned, and their directions fit
+            own = min(directions, 2)
+            wide = 2.0 * n * (padded(t, 16) + 6 * own + 24 * (directions - own)) * padded(o, 128) * padded(i, 128)
+            options.append((wide / 48, wide, "bfloat16"))
+        if self.linear and t <= 128:
             blocks = padded(-(-n // (128 // t)) * directions * -(-o // 64), MULTIPROCESSORS)
             contraction = 2.0 * blocks * 128 * 64 * padded(i, 16)
-            if contraction * depth / 16 < tiles:  # a slab of 32 in 16 bits takes as long as one of 16 in float32
-                return contraction, "float32"
-        return tiles, f"{rate} with directions" if self.half and quantity == "projection" else rate
+            options.append((contraction / 16, contraction, "float32"))
+        _, operations, rate = min(options)
+        return operations, rate
 
 
 def fisher_case(

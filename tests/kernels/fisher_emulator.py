@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from emulator import HERE, KERNELS, ORDERS, TYPES, Emulator, decode, encode
 
-KERNEL_FILES = ("fisher.cu", "fisher_diagonal.cu", "fisher_positions.cu", "fisher_routes.cu")
+KERNEL_FILES = ("fisher.cu", "fisher_diagonal.cu", "fisher_positions.cu", "fisher_projection.cu", "fisher_routes.cu")
 SOURCES = (*(KERNELS / file for file in KERNEL_FILES), HERE / "fisher_harness.cpp")
 FUNCTIONS = ("diagonal", "projection", "norm")
 WAYS = ("tile_norm", "ghost_norm", "tile_projection", "contraction")  # of which norms and projections take one
 DIAGONAL_WAYS = ("tile_diagonal", "wide_diagonal")
+WIDE_PROJECTION = "wide_projection"  # one more way, of 16-bit types
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class FisherEmulator(Emulator):
         _, *out_size, out_channels = layer.grad_outputs.stored.shape
         count = 0 if layer.directions is None else len(layer.directions)
         header = [
-            (*FUNCTIONS, *WAYS, *DIAGONAL_WAYS).index(function),
+            (*FUNCTIONS, *WAYS, *DIAGONAL_WAYS, WIDE_PROJECTION).index(function),
             TYPES.index(layer.type),
             ORDERS.index(order),
             seed,
@@ -81,7 +82,7 @@ class FisherEmulator(Emulator):
         header += [count, multiprocessors]
         compute = "float64" if layer.type == "float64" else "float32"
         arrays = [layer.inputs.stored, layer.grad_outputs.stored]
-        is_projection = function in ("projection", "tile_projection", "contraction")
+        is_projection = function in ("projection", "tile_projection", "contraction", WIDE_PROJECTION)
         if is_projection:
             arrays.append(layer.directions.astype(compute))
         is_diagonal = function in ("diagonal", *DIAGONAL_WAYS)

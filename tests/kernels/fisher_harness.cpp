@@ -58,7 +58,8 @@ void answer(const Request& r, T*) {
     const cuda::LayerBatch<T> layer{inputs.signal, grad_outputs.signal, r.window};
     const std::int64_t weights = r.out_channels * (r.in_channels / r.window.groups) * r.window.kernel.volume();
     const int multiprocessors = static_cast<int>(r.multiprocessors);
-    Buffer<C> directions(r.function == 1 || r.function == 5 || r.function == 6 ? r.count * weights : 0);
+    const bool projects = r.function == 1 || r.function == 5 || r.function == 6 || r.function == 9;
+    Buffer<C> directions(projects ? r.count * weights : 0);
     directions.read();
     // run(workspace, output) of a function that needs so many doubles.
     const auto give = [&](std::int64_t needed, std::int64_t size, const auto& run) {
@@ -103,6 +104,12 @@ void answer(const Request& r, T*) {
             return give(cuda::wide_diagonal_workspace(layer, multiprocessors), weights, [&](double* space, C* out) {
                 return cuda::wide_diagonal(layer, out, space, multiprocessors, nullptr);
             });
+        case 9:
+            return give(cuda::wide_projection_workspace(layer, r.count, multiprocessors), r.samples * r.count,
+                        [&](double* space, C* out) {
+                            return cuda::wide_projection(layer, directions.get(), r.count, out, space, multiprocessors,
+                                                         nullptr);
+                        });
         default:
             return give(cuda::contraction_workspace(layer, r.count), r.samples * r.count, [&](double* space, C* out) {
                 return cuda::contraction(layer, directions.get(), r.count, out, space, nullptr);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from emulator import NO_COMPILER, ORDERS, TYPES, EmulationError, build, disagreement
-from fisher_emulator import DIAGONAL_WAYS, FUNCTIONS, SOURCES, WAYS, FisherEmulator, Layer, Signal
+from fisher_emulator import DIAGONAL_WAYS, FUNCTIONS, SOURCES, WAYS, WIDE_PROJECTION, FisherEmulator, Layer, Signal
 from fisher_reference import expected
 
 
@@ -307,7 +307,53 @@ def test_diagonal_of_16_bit_convolutions(emulator, way, case, type):
 
 
 def test_wide_groups(emulator):
-    check(emulator, "wide_diagonal", linear_layer((2, 35, 3 * 136, 48), "bfloat16", groups=3))
+    layer = linear_layer((2, 35, 3 * 136, 48), "bfloat16", groups=3)
+    check(emulator, "wide_diagonal", layer)
+    check(emulator, WIDE_PROJECTION, layer)
+
+
+@pytest.mark.parametrize("type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3, 1, 8, 8), *WIDE_SHAPES], ids=str)
+def test_wide_projection(emulator, shape, type):
+    """On directions in registers, in shared memory as well, and in several chunks; samples as in the diagonal."""
+    for count, multiprocessors, order in (
+        (1, 1, "shuffled"),
+        (2, 16, "backward"),
+        (5, 3, "forward"),
+        (11, 1, "shuffled"),
+    ):
+        layer = linear_layer(shape, type, count=count)
+        check(emulator, WIDE_PROJECTION, layer, [order], multiprocessors=multiprocessors)
+
+
+@pytest.mark.parametrize("type", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", WIDE_CONVOLUTIONS)
+def test_wide_projection_of_convolutions(emulator, case, type):
+    samples, channels, size, kernel, window = WIDE_CONVOLUTIONS[case]
+    layer = conv_layer(samples, channels, size, kernel, type, count=5, **window)
+    check(emulator, WIDE_PROJECTION, layer, multiprocessors=1)
+    check(emulator, WIDE_PROJECTION, layer, ["shuffled"], multiprocessors=16)
+
+
+@pytest.mark.parametrize("positions", [64, 65, 1400])
+def test_wide_projection_of_many_windows(emulator, positions):
+    """Of which the tables take the place of a direction, or of all but one."""
+    layer = conv_layer(2, (8, 8), (1, 2, positions // 2), (1, 1, 1), "float16", count=5)
+    check(emulator, WIDE_PROJECTION, layer, ["shuffled"])
+
+
+def test_wide_projection_of_more_tiles_than_slots(emulator):
+    layer = linear_layer((3, 20, 4 * 128 + 8, 136), "float16", count=3)
+    check(emulator, WIDE_PROJECTION, layer, multiprocessors=1)
+    assert emulator.workspace == -(-4 * 3 * 3 // 2)
+
+
+def test_wide_projection_keeps_samples_apart(emulator):
+    layer = linear_layer((5, 20, 16, 8), "float16")
+    layer.inputs.stored[2] = 0x7E00  # NaN
+    (output,) = emulator.run(WIDE_PROJECTION, layer)
+    assert np.isnan(output[2]).all()
+    assert np.isfinite(np.delete(output, 2, axis=0)).all()
 
 
 DIAGONAL_ROUTES = [  # (samples, positions, I, O), multiprocessors, the way
@@ -334,6 +380,7 @@ def without_wide_tiles():
 
 
 WITHOUT_WIDE_TILES = dict(without_wide_tiles())
+WITH_WIDE_PROJECTION = {"many positions", "many windows", "one position"}  # all the same
 
 
 @pytest.mark.parametrize("case", WITHOUT_WIDE_TILES)
@@ -344,9 +391,40 @@ def test_layers_without_wide_tiles(emulator, case):
     assert np.array_equal(check(emulator, "diagonal", layer), emulator.run("tile_diagonal", layer)[0])
 
 
+NO_WIDE_PROJECTION = {name: layer for name, layer in WITHOUT_WIDE_TILES.items() if name not in WITH_WIDE_PROJECTION}
+NO_WIDE_PROJECTION["more windows"] = conv_layer(1, (8, 8), (1, 2, 1401), (1, 1, 1), "float16")
+NO_WIDE_PROJECTION["no directions"] = linear_layer((3, 5, 16, 16), "bfloat16", count=0)
+
+
+@pytest.mark.parametrize("case", NO_WIDE_PROJECTION)
+def test_layers_without_wide_projection(emulator, case):
+    layer = NO_WIDE_PROJECTION[case]
+    with pytest.raises(EmulationError, match=r"CUDA error 1$"):
+        emulator.run(WIDE_PROJECTION, layer)
+    check(emulator, "projection", layer)
+
+
 def test_as_many_windows_as_fit(emulator):
     layer = conv_layer(2, (8, 8), (1, 2, 288), (1, 1, 1), "float16")
     check(emulator, "wide_diagonal", layer, ["shuffled"])
+
+
+PROJECTION_ROUTES = [  # (samples, positions, I, O), directions, multiprocessors, the way
+    ((9, 40, 264, 136), 5, 4, WIDE_PROJECTION),
+    ((9, 40, 64, 136), 5, 4, "tile_projection"),  # half of a wide tile would be empty
+    ((3, 64, 256, 8), 5, 12, "tile_projection"),  # one block does not do what two can
+    ((40, 2, 264, 136), 2, 4, "contraction"),
+]
+
+
+@pytest.mark.parametrize(("shape", "count", "multiprocessors", "way"), PROJECTION_ROUTES)
+def test_the_route_of_16_bit_projections_is_the_cheaper_way(emulator, shape, count, multiprocessors, way):
+    layer = linear_layer(shape, "bfloat16", count=count)
+    results = {}
+    for function in ("projection", WIDE_PROJECTION, "tile_projection", "contraction"):
+        results[function] = check(emulator, function, layer, ["forward"], multiprocessors=multiprocessors)
+    taken = results.pop("projection")
+    assert [name for name, result in results.items() if np.array_equal(result, taken)] == [way]
 
 
 @pytest.mark.parametrize(("shape", "multiprocessors", "way"), DIAGONAL_ROUTES)
@@ -373,7 +451,7 @@ def test_the_route_is_the_cheaper_way(emulator, function, shape, count, multipro
             assert not np.array_equal(emulator.run(other, layer, multiprocessors=multiprocessors)[0], result)
 
 
-@pytest.mark.parametrize("function", ["diagonal", *WAYS])
+@pytest.mark.parametrize("function", ["diagonal", *WAYS, WIDE_PROJECTION])
 def test_offsets_beyond_32_bits(emulator, function):
     """The memory is sparse: only the pages that are touched exist."""
     stride = 2**31 + 8

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from emulator import NO_COMPILER
 from fisher_emulator import SOURCES as FISHER_SOURCES
-from fisher_emulator import FisherEmulator
+from fisher_emulator import WIDE_PROJECTION, FisherEmulator
 from fisher_reference import expected as fisher_expected
 from gradients_emulator import SOURCES as GRADIENTS_SOURCES
 from gradients_emulator import Expectations, GradientsEmulator, Gram, Moments, Samples
@@ -176,9 +176,9 @@ FISHER_CHANGES = (
     ("a row beyond the matrix", "fisher_plan.h", "r < x.rows() &&", "r <= x.rows() &&"),
     (
         "one set of warps' sums for two samples",
-        "fisher.cu",
-        "warp_sums[(sample % 2 * kTileWarps + warp)",
-        "warp_sums[(sample % 1 * kTileWarps + warp)",
+        "fisher_products.h",
+        "warps[(sample % 2 * kTileWarps + warp)",
+        "warps[(sample % 1 * kTileWarps + warp)",
     ),
     (
         "shared memory too small",
@@ -186,7 +186,7 @@ FISHER_CHANGES = (
         "kSlabs + kTables + sums(chunk) +",
         "kSlabs + kTables + sums(chunk) - 16 +",
     ),
-    ("a tile's sums replace those before", "fisher.cu", "first_tile ? sum :", "true ? sum :"),
+    ("a tile's sums replace those before", "fisher_products.h", "first_tile ? sum :", "true ? sum :"),
     ("a direction too many", "fisher.cu", "min(plan.chunk, count - first_direction)", "min(plan.chunk, count)"),
     ("rows: beyond the last", "fisher_rows.h", "x.row(min(first + Base::row(i), last))", "x.row(first + Base::row(i))"),
     (
@@ -373,25 +373,73 @@ WIDE_CHANGES = (
         "left_table + Half::kRows + slabs * Half::kDepth",
         "left_table + Half::kRows",
     ),
+    ("held: a slot fewer", "fisher_projection.cu", "kSlots = kAhead + 1", "kSlots = kAhead"),
+    ("held: a pair not waited for", "fisher_projection.cu", "wait_copies<kAhead - 1>", "wait_copies<kAhead>"),
+    (
+        "held: the last pairs not counted",
+        "fisher_projection.cu",
+        "            commit_copies();",
+        "            if (next.sample < end) commit_copies();",
+    ),
+    (
+        "held: a position too few",
+        "fisher_projection.cu",
+        "next.position >= positions",
+        "next.position >= positions - 1",
+    ),
+    ("held: the right operand of the first sample", "fisher_projection.cu", "right.next_sample();", ""),
+    ("held: one direction for both in registers", "fisher_projection.cu", "if (k == j)", "if (k > j || k == 0)"),
+    ("held: a direction over another", "fisher_projection.cu", "k < kOwn ? 0 : k - kOwn", "0"),
+    ("held: the first direction in shared memory", "fisher_projection.cu", "held, k - kOwn)", "held, 0)"),
+    (
+        "held: a direction too many",
+        "fisher_projection.cu",
+        "min(plan.chunk, count - first_direction)",
+        "min(plan.chunk, count)",
+    ),
+    (
+        "held: the directions of the first chunk",
+        "fisher_projection.cu",
+        "(first_direction + k) * x.weights()",
+        "k * x.weights()",
+    ),
+    ("held: parts of the first slot", "fisher_projection.cu", "slot * x.samples * count + first", "first"),
+    (
+        "held: the table over the other's",
+        "fisher_projection.cu",
+        "left_table + Shape::kRows + padded",
+        "left_table + Shape::kRows",
+    ),
+    ("held: no room for sums", "fisher_projection.cu", "ProductSums<float>::shared_bytes(chunk) +", "0 +"),
+    (
+        "held: no room for directions",
+        "fisher_projection.cu",
+        "in_shared(chunk) * kDirection",
+        "(in_shared(chunk) - 1) * kDirection",
+    ),
 )
 
 
 def wide_cases() -> list[Case]:
     cases = []
-    for layer, multiprocessors in (
-        (linear_layer((5, 5, 8, 8), "bfloat16"), 1),
-        (linear_layer((6, 17, 136, 16), "bfloat16"), 1),
-        (linear_layer((2, 33, 512 + 8, 16), "bfloat16"), 4),
-        (linear_layer((3, 113, 256, 8), "bfloat16"), 1),
-        (linear_layer((3, 160, 8, 136), "bfloat16"), 1),
-        (conv_layer(3, (16, 24), (1, 6, 7), (1, 3, 3), "bfloat16", padding=(0, 1, 1)), 1),
-        (conv_layer(2, (16, 16), (1, 7, 8), (1, 3, 3), "bfloat16", groups=2), 1),
+    conv = conv_layer(3, (16, 24), (1, 6, 7), (1, 3, 3), "bfloat16", count=5, padding=(0, 1, 1))
+    for function, layer, multiprocessors in (
+        ("wide_diagonal", linear_layer((5, 5, 8, 8), "bfloat16"), 1),
+        ("wide_diagonal", linear_layer((6, 17, 136, 16), "bfloat16"), 1),
+        ("wide_diagonal", linear_layer((2, 33, 512 + 8, 16), "bfloat16"), 4),
+        ("wide_diagonal", linear_layer((3, 113, 256, 8), "bfloat16"), 1),
+        ("wide_diagonal", linear_layer((3, 160, 8, 136), "bfloat16"), 1),
+        ("wide_diagonal", conv, 1),
+        ("wide_diagonal", conv_layer(2, (16, 16), (1, 7, 8), (1, 3, 3), "bfloat16", groups=2), 1),
+        (WIDE_PROJECTION, linear_layer((5, 17, 136, 16), "bfloat16", count=9), 1),
+        (WIDE_PROJECTION, linear_layer((3, 80, 4 * 128 + 8, 136), "bfloat16", count=2), 1),
+        (WIDE_PROJECTION, conv, 1),
     ):
 
-        def run(emulator, order, layer=layer, multiprocessors=multiprocessors):
-            return emulator.run("wide_diagonal", layer, multiprocessors=multiprocessors, order=order)
+        def run(emulator, order, function=function, layer=layer, multiprocessors=multiprocessors):
+            return emulator.run(function, layer, multiprocessors=multiprocessors, order=order)
 
-        cases.append(Case(f"wide_diagonal {layer.weight_shape}", run, fisher_expected("wide_diagonal", layer)))
+        cases.append(Case(f"{function} {layer.weight_shape}", run, fisher_expected(function, layer)))
     return cases
 
 
@@ -538,7 +586,14 @@ FAMILIES = {
         fisher_cases,
     ),
     "fragments": Family(FISHER_SOURCES, (), FRAGMENT_CHANGES, FisherEmulator, fragment_cases, "bfloat16"),
-    "wide": Family(FISHER_SOURCES, ("fisher_diagonal.cu",), WIDE_CHANGES, FisherEmulator, wide_cases, "bfloat16"),
+    "wide": Family(
+        FISHER_SOURCES,
+        ("fisher_diagonal.cu", "fisher_projection.cu"),
+        WIDE_CHANGES,
+        FisherEmulator,
+        wide_cases,
+        "bfloat16",
+    ),
     "gradients": Family(
         GRADIENTS_SOURCES,
         ("gradient_fisher.cu", "list_gram.h"),
@@ -571,7 +626,7 @@ def test_the_kernels_as_they_are_have_no_symptom(symptoms, family):
 
 
 @pytest.mark.parametrize(
-    ("family", "barriers"), [("moments", 5), ("fisher", 7), ("wide", 2), ("gradients", 2), ("softmax", 5)]
+    ("family", "barriers"), [("moments", 5), ("fisher", 7), ("wide", 5), ("gradients", 2), ("softmax", 5)]
 )
 def test_every_barrier_has_a_mutant(family, barriers):
     names = [mutant.name for mutant in FAMILIES[family].mutants()]

@@ -9,6 +9,7 @@
 #include "fisher.h"
 #include "fisher_layer.h"
 #include "fisher_plan.h"
+#include "fisher_products.h"
 #include "fisher_tiles.h"
 #include "fisher_ways.h"
 
@@ -43,7 +44,7 @@ struct Shared {
     static constexpr std::size_t kDirection = Shape::kElements * sizeof(Compute<T>);
 
     __host__ __device__ static constexpr std::size_t sums(std::int64_t chunk) {
-        return !kHasProducts<Use> ? 0 : ceil_div(2 * kTileWarps * chunk * sizeof(Compute<T>), 16) * 16;
+        return kHasProducts<Use> ? ProductSums<Compute<T>>::shared_bytes(chunk) : 0;
     }
     static constexpr std::size_t bytes(std::int64_t chunk) {
         return kSlabs + kTables + sums(chunk) + (std::is_same_v<Use, Projection> ? chunk * kDirection : 0);
@@ -55,38 +56,6 @@ struct Shared {
     }
     static_assert(bytes(1) <= kMostShared && most_chunk() <= kTileThreads);
 };
-
-template <class Shape, class C>
-__device__ C dot(const Accumulators<Shape, C>& gradient, const C* directions, int k) {
-    constexpr int kWidth = 16 / sizeof(C);
-    C sums[kWidth] = {};
-#pragma unroll
-    for (int m = 0; m < Shape::kFragmentRows; ++m)
-#pragma unroll
-        for (int n = 0; n < Shape::kFragmentColumns; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; i += kWidth) {
-                const auto direction =
-                    *reinterpret_cast<const Vector<C, kWidth>*>(own_element<Shape>(directions, k, m, n, i));
-#pragma unroll
-                for (int v = 0; v < kWidth; ++v) sums[v] += gradient[m][n][i + v] * direction.values[v];
-            }
-#pragma unroll
-    for (int v = 1; v < kWidth; ++v) sums[0] += sums[v];
-    return sums[0];
-}
-
-template <class Shape, class C>
-__device__ C square(const Accumulators<Shape, C>& gradient) {
-    C sums[4] = {};
-#pragma unroll
-    for (int m = 0; m < Shape::kFragmentRows; ++m)
-#pragma unroll
-        for (int n = 0; n < Shape::kFragmentColumns; ++n)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sums[i] += gradient[m][n][i] * gradient[m][n][i];
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-}
 
 // One block per slot of tiles, split of samples and chunk of directions. The slabs of all its samples are one stream:
 // while the warps multiply one pair in shared memory the next is on its way to registers, one barrier per slab, and
@@ -100,10 +69,10 @@ __device__ C square(const Accumulators<Shape, C>& gradient) {
 // (float) or 50 (double) of slabs, 6 KiB more for a convolution; a projection adds 32 KiB (double 64) per direction, of
 // which 5 or 6 (2) fit: its samples are passed over once for every so many. Floor, 2 N T O I flops each: 16-bit, 40
 // bytes of L2 per clock against 24 at the full rate of mma.sync, so about 350 TFLOP/s (ViT-B/16 fc1, N = 64: 170 us;
-// fisher_diagonal.cu reads less, and cluster multicast would); float, three products of tf32 for one, about 100
-// TFLOP/s; double, 67; and for each direction 256 clocks a sample (double 512) in which shared memory delivers it, half
-// of what a slab takes. Positions are padded to whole slabs, 32 or 16, and rows and columns to whole tiles: a smaller
-// tile would be better for layers of fewer than 64 channels.
+// fisher_diagonal.cu and, of directions, fisher_projection.cu read less); float, three products of tf32 for one, about
+// 100 TFLOP/s; double, 67; and for each direction 256 clocks a sample (double 512) in which shared memory delivers it,
+// half of what a slab takes. Positions are padded to whole slabs, 32 or 16, and rows and columns to whole tiles: a
+// smaller tile would be better for layers of fewer than 64 channels.
 template <class Operand, class Use>
 __global__ void __launch_bounds__(kTileThreads, 1)
     gradient_tiles(Gradients<Operand> x, Plan plan, const Compute<typename Operand::Element>* directions,
@@ -127,17 +96,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     const std::int64_t first_direction = blockIdx.y * plan.chunk;
     const int chunk = std::is_same_v<Use, Projection> ? static_cast<int>(min(plan.chunk, count - first_direction)) : 1;
 
-    // The sum over warps of a sample's products, by one thread per direction.
-    const auto sum_warps = [&](std::int64_t sample, bool first_tile) {
-        if (const int k = threadIdx.x; k < chunk) {
-            C sum = 0;
-#pragma unroll
-            for (int warp = 0; warp < kTileWarps; ++warp)
-                sum += warp_sums[(sample % 2 * kTileWarps + warp) * plan.chunk + k];
-            C& part = parts[(slot * x.samples + sample) * count + first_direction + k];
-            part = first_tile ? sum : part + sum;
-        }
-    };
+    const ProductSums<C> sums{warp_sums, parts + slot * x.samples * count + first_direction, count, chunk};
 
     for (std::int64_t tile = slot; tile < plan.tiles; tile += plan.slots) {
         const TilePlace<Shape> place(plan, tile);
@@ -171,7 +130,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
             const bool more = next_sample < end;
             __syncthreads();  // this slab is complete, and no warp reads the previous one any more
             if constexpr (kHasProducts<Use>)
-                if (position == 0 && sample > begin) sum_warps(sample - 1, tile == slot);
+                if (position == 0 && sample > begin) sums.finish(sample - 1, tile == slot);
             multiply_slabs<Shape>(
                 gradient, left_slab(turn), right_slab(turn),
                 [&](int step) {
@@ -186,14 +145,10 @@ __global__ void __launch_bounds__(kTileThreads, 1)
             if (!std::is_same_v<Use, Sum> && next_sample != sample) {
                 if constexpr (std::is_same_v<Use, Diagonal>) {
                     add_squares<Shape, C>(squares, gradient);
+                } else if constexpr (std::is_same_v<Use, Norm>) {
+                    sums.add(sample, 0, dot<Shape, C>(gradient, gradient));
                 } else {
-                    for (int k = 0; k < chunk; ++k) {
-                        C sum =
-                            std::is_same_v<Use, Norm> ? square<Shape, C>(gradient) : dot<Shape, C>(gradient, held, k);
-                        sum = sum_lanes(sum);
-                        if (threadIdx.x % kWarp == 0)
-                            warp_sums[(sample % 2 * kTileWarps + threadIdx.x / kWarp) * plan.chunk + k] = sum;
-                    }
+                    for (int k = 0; k < chunk; ++k) sums.add(sample, k, dot<Shape, C>(gradient, held, k));
                 }
 #pragma unroll
                 for (int m = 0; m < Shape::kFragmentRows; ++m)
@@ -208,13 +163,13 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 
         if constexpr (!kHasProducts<Use>) {
             C* part = parts + split * x.weights();
-            const auto& sums = std::is_same_v<Use, Sum> ? gradient : squares;
+            const auto& result = std::is_same_v<Use, Sum> ? gradient : squares;
             place.for_each(x, [&](int m, int n, int i, std::int64_t index) {
-                if (index >= 0) part[index] = sums[m][n][i];
+                if (index >= 0) part[index] = result[m][n][i];
             });
         } else {
             __syncthreads();  // all warps have the last sample's sums, and have read the last slabs and tables
-            sum_warps(end - 1, tile == slot);
+            sums.finish(end - 1, tile == slot);
         }
     }
 }
@@ -287,31 +242,37 @@ auto with_diagonal(const LayerBatch<T>& layer, const Body& body) {
     return with_gradients(layer, [&](const auto& x) { return body(x, Diagonal{}); });
 }
 
+// What a sample of a tile takes, in slabs of positions. Shared memory delivers a direction in half the time of a slab.
+template <class Use, class Operand>
+double slabs_per_sample(const Gradients<Operand>& x, double directions) {
+    const auto slabs = static_cast<double>(ceil_div(x.left.positions, Shared<Operand, Use>::Shape::kDepth));
+    return std::is_same_v<Use, Projection> ? slabs + directions / 2 : slabs;
+}
+
 template <class Use, class Operand>
 Plan plan_for(const Gradients<Operand>& x, std::int64_t count, int multiprocessors) {
     using Layout = Shared<Operand, Use>;
     using Shape = typename Layout::Shape;
-    constexpr std::int64_t kMostParts = std::int64_t{1} << 25;  // of the products: 128 MiB of float
-    constexpr double kPartCost = 0.08;                          // of a tile of squares, written and read
-    constexpr bool diagonal = !kHasProducts<Use>;
+    constexpr bool kProducts = kHasProducts<Use>, kDirections = std::is_same_v<Use, Projection>;
+    const double chunk = static_cast<double>(std::min(count, Layout::most_chunk()));
     return plan_tiles(
         x.groups, ceil_div(x.rows(), Shape::kRows), ceil_div(x.columns(), Shape::kColumns), x.samples,
-        ceil_div(x.left.positions, Shape::kDepth),
-        diagonal ? INT64_MAX : std::clamp<std::int64_t>(kMostParts / (x.samples * count), 1, 4 * multiprocessors),
-        count, Layout::most_chunk(), diagonal ? kPartCost : 0, multiprocessors);
+        kProducts ? most_product_slots(x.samples, count, multiprocessors) : INT64_MAX, count, Layout::most_chunk(),
+        {.sample = slabs_per_sample<Use>(x, chunk), .part = kProducts ? 0 : 0.08, .direction = kDirections ? 2.7 : 0},
+        multiprocessors);
 }
 
-// What tiles of gradients take, in slabs of a multiprocessor: a tile of 128 x 64 weights, a slab of positions. To be
-// dotted with a direction costs half as much, the time in which shared memory delivers the direction.
+// The costs of fisher_ways.h.
 template <class Use, class T>
 double tiles_cost(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
-    return with_gradients(layer, [&](const auto& x) {
-        using Shape = ShapeFor<T, Use>;
-        const double slabs =
-            ceil_div(x.left.positions, Shape::kDepth) + (std::is_same_v<Use, Projection> ? count / 2.0 : 0);
+    return with_gradients(layer, [&]<class Operand>(const Gradients<Operand>& x) {
+        using Layout = Shared<Operand, Use>;
+        using Shape = typename Layout::Shape;
+        const double chunks = std::max<std::int64_t>(ceil_div(count, Layout::most_chunk()), 1);
         const double tiles =
             x.samples * x.groups * ceil_div(x.rows(), Shape::kRows) * ceil_div(x.columns(), Shape::kColumns);
-        return std::max(tiles / multiprocessors, 1.0) * slabs * Shape::kElements / (128 * 64);
+        return std::max(tiles / multiprocessors, 1.0) * chunks * slabs_per_sample<Use>(x, count / chunks) *
+               Shape::kElements / (128 * 64);
     });
 }
 

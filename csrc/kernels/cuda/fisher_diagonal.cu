@@ -163,9 +163,8 @@ double slabs_per_sample(const Gradients<Operand>& x) {
 template <class Operand>
 Plan plan_for(const Gradients<Operand>& x, int multiprocessors) {
     using Half = typename WideTile<Operand>::Half;
-    constexpr double kPartCost = 0.16;  // of a tile of squares, written and read
     return plan_tiles(x.groups, ceil_div(x.rows(), Half::kRows), ceil_div(x.columns(), kHalves * Half::kColumns),
-                      x.samples, slabs_per_sample(x), INT64_MAX, 1, 1, kPartCost, multiprocessors);
+                      x.samples, INT64_MAX, 1, 1, {.sample = slabs_per_sample(x), .part = 0.16}, multiprocessors);
 }
 
 // body(gradients) if wide tiles serve them, otherwise `none`.

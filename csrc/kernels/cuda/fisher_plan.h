@@ -20,10 +20,17 @@ struct Plan {
     Grid grid() const { return {slots * splits, chunks}; }
 };
 
-// Weighs the blocks that run at a time against the parts written and read, in units of one slab (about 0.4 us).
+// In slabs (about 0.4 us).
+struct TileCosts {
+    double sample;         // of a tile
+    double part = 0;       // a tile's part of a sum, written and read, in slabs of the device
+    double direction = 0;  // brought to a block
+};
+
+// Weighs the blocks that run at a time against the parts written and read.
 inline Plan plan_tiles(std::int64_t groups, std::int64_t row_tiles, std::int64_t column_tiles, std::int64_t samples,
-                       double slabs, std::int64_t most_slots, std::int64_t count, std::int64_t most_chunk,
-                       double part_cost, int multiprocessors) {
+                       std::int64_t most_slots, std::int64_t count, std::int64_t most_chunk, const TileCosts& costs,
+                       int multiprocessors) {
     constexpr double kBlockCost = 4;
     constexpr std::int64_t kMostBlocks = 8;  // per multiprocessor
     Plan best{row_tiles, column_tiles, groups * row_tiles * column_tiles, 0, 0, 0, 0, ceil_div(count, most_chunk)};
@@ -31,11 +38,13 @@ inline Plan plan_tiles(std::int64_t groups, std::int64_t row_tiles, std::int64_t
     best.slots = std::min(best.tiles, most_slots);
     const std::int64_t turns = ceil_div(best.tiles, best.slots), blocks = best.slots * best.chunks;
     const std::int64_t most = std::clamp<std::int64_t>(kMostBlocks * multiprocessors / blocks, 1, samples);
+    const double block_cost = kBlockCost + best.chunk * costs.direction;
     double least = HUGE_VAL;
     for (std::int64_t wanted = 1; wanted <= most; ++wanted) {
         const std::int64_t split_samples = ceil_div(samples, wanted), splits = ceil_div(samples, split_samples);
-        const double cost = ceil_div(blocks * splits, multiprocessors) * turns * (split_samples * slabs + kBlockCost) +
-                            (splits > 1 ? part_cost * blocks * splits : 0);
+        const double cost =
+            ceil_div(blocks * splits, multiprocessors) * turns * (split_samples * costs.sample + block_cost) +
+            (splits > 1 ? costs.part * blocks * splits : 0);
         if (cost < least) {
             least = cost;
             best.splits = splits;
@@ -64,20 +73,25 @@ struct TilePlace {
     template <class Operand, class Body>
     __device__ void for_each(const Gradients<Operand>& x, Body body, int part = 0) const {
 #pragma unroll
-        for (int n = 0; n < Shape::kFragmentColumns; ++n)
+        for (int n = 0; n < Shape::kFragmentColumns; ++n) for_column(x, n, body, part);
+    }
+
+    // The same of one column of fragments.
+    template <class Operand, class Body>
+    __device__ void for_column(const Gradients<Operand>& x, int n, Body body, int part = 0) const {
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                const std::int64_t c = first_column + part * Shape::kColumns + column + n * 8 + e;
-                const std::int64_t weight_column = c < x.columns() ? x.right.weight_column(c) : -1;
+        for (int e = 0; e < 2; ++e) {
+            const std::int64_t c = first_column + part * Shape::kColumns + column + n * 8 + e;
+            const std::int64_t weight_column = c < x.columns() ? x.right.weight_column(c) : -1;
 #pragma unroll
-                for (int m = 0; m < Shape::kFragmentRows; ++m)
+            for (int m = 0; m < Shape::kFragmentRows; ++m)
 #pragma unroll
-                    for (int h = 0; h < 2; ++h) {
-                        const std::int64_t r = first_row + row + m * 16 + h * 8;
-                        const bool exists = r < x.rows() && weight_column >= 0;
-                        body(m, n, 2 * h + e, exists ? (group * x.rows() + r) * x.columns() + weight_column : -1);
-                    }
-            }
+                for (int h = 0; h < 2; ++h) {
+                    const std::int64_t r = first_row + row + m * 16 + h * 8;
+                    const bool exists = r < x.rows() && weight_column >= 0;
+                    body(m, n, 2 * h + e, exists ? (group * x.rows() + r) * x.columns() + weight_column : -1);
+                }
+        }
     }
 };
 

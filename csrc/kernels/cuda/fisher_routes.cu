@@ -1,5 +1,7 @@
 // Which way the quantities of fisher.h take: the one of the lower cost. No kernels are here.
 
+#include <algorithm>
+
 #include "fisher_layer.h"
 #include "fisher_ways.h"
 
@@ -19,10 +21,16 @@ bool ghost_norm_is_cheaper(const LayerBatch<T>& layer, int multiprocessors) {
     return ghost_norm_cost(layer, multiprocessors) < tile_norm_cost(layer, multiprocessors);
 }
 
-// Products of every position with every direction against those of the gradient and what dotting it takes.
+enum class ProjectionWay { kTiles, kWideTiles, kContraction };
+
+// Products of every position with every direction against those of the gradient and what dotting it takes, in tiles of
+// which the wide ones read less.
 template <class T>
-bool contraction_is_cheaper(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
-    return contraction_cost(layer, count, multiprocessors) < tile_projection_cost(layer, count, multiprocessors);
+ProjectionWay projection_way(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
+    const double tiles = tile_projection_cost(layer, count, multiprocessors);
+    const double wide = wide_projection_cost(layer, count, multiprocessors);
+    if (contraction_cost(layer, count, multiprocessors) < std::min(tiles, wide)) return ProjectionWay::kContraction;
+    return wide <= tiles ? ProjectionWay::kWideTiles : ProjectionWay::kTiles;
 }
 
 }  // namespace
@@ -44,16 +52,26 @@ std::int64_t fisher_diagonal_workspace(const LayerBatch<T>& layer, int multiproc
 template <class T>
 cudaError_t fisher_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
                               Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream) {
-    return contraction_is_cheaper(layer, count, multiprocessors)
-               ? contraction(layer, directions, count, out, workspace, stream)
-               : tile_projection(layer, directions, count, out, workspace, multiprocessors, stream);
+    switch (projection_way(layer, count, multiprocessors)) {
+        case ProjectionWay::kContraction:
+            return contraction(layer, directions, count, out, workspace, stream);
+        case ProjectionWay::kWideTiles:
+            return wide_projection(layer, directions, count, out, workspace, multiprocessors, stream);
+        default:
+            return tile_projection(layer, directions, count, out, workspace, multiprocessors, stream);
+    }
 }
 
 template <class T>
 std::int64_t fisher_projection_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors) {
-    return contraction_is_cheaper(layer, count, multiprocessors)
-               ? contraction_workspace(layer, count)
-               : tile_projection_workspace(layer, count, multiprocessors);
+    switch (projection_way(layer, count, multiprocessors)) {
+        case ProjectionWay::kContraction:
+            return contraction_workspace(layer, count);
+        case ProjectionWay::kWideTiles:
+            return wide_projection_workspace(layer, count, multiprocessors);
+        default:
+            return tile_projection_workspace(layer, count, multiprocessors);
+    }
 }
 
 template <class T>

@@ -41,6 +41,15 @@ std::int64_t tile_projection_workspace(const LayerBatch<T>& layer, std::int64_t 
 template <class T>
 double tile_projection_cost(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors);
 
+// From tiles of twice the size, for aligned 16-bit types.
+template <class T>
+cudaError_t wide_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
+                            Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream);
+template <class T>
+std::int64_t wide_projection_workspace(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors);
+template <class T>
+double wide_projection_cost(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors);
+
 // |G_n|^2 = sum over t and s of (a_t . a_s)(b_t . b_s).
 template <class T>
 cudaError_t ghost_norm(const LayerBatch<T>& layer, Compute<T>* out, double* workspace, cudaStream_t stream);
