@@ -265,7 +265,7 @@ WIDE_SHAPES = [  # samples, positions, I, O: up to 15 slabs of 32 positions, the
     (3, 96, 384, 8),
     (4, 113, 256, 8),
     (3, 480, 8, 128),
-    (5, 130, 520, 136),
+    (2, 130, 520, 136),
 ]
 
 
@@ -410,10 +410,10 @@ def test_as_many_windows_as_fit(emulator):
 
 
 PROJECTION_ROUTES = [  # (samples, positions, I, O), directions, multiprocessors, the way
-    ((9, 40, 264, 136), 5, 4, WIDE_PROJECTION),
+    ((5, 33, 264, 16), 5, 4, WIDE_PROJECTION),
     ((9, 40, 64, 136), 5, 4, "tile_projection"),  # half of a wide tile would be empty
     ((3, 64, 256, 8), 5, 12, "tile_projection"),  # one block does not do what two can
-    ((40, 2, 264, 136), 2, 4, "contraction"),
+    ((40, 2, 136, 8), 2, 4, "contraction"),
 ]
 
 
