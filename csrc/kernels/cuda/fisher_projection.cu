@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <type_traits>
 
 #include "fisher.h"
 #include "fisher_copies.h"
@@ -63,7 +64,7 @@ struct HeldTile {
 // of them on their way, one barrier each. 256 threads (8 warps), at most 255 registers, of which 64 are a gradient and
 // 128 two directions: one block per multiprocessor. Shared memory: 34 KiB of slabs (a convolution 26, and 6 KiB and 48
 // bytes for each position), 64 KiB for each further direction: 5 directions, of a convolution of at most 64 positions
-// too, of others 4. Floor, 2 N T O I flops at 350 TFLOP/s, since 24 bytes of L2 per clock are 341 clocks for 16
+// too, of others 4 or 3. Floor, 2 N T O I flops at 350 TFLOP/s, since 24 bytes of L2 per clock are 341 clocks for 16
 // positions of a tile; for each direction in shared memory 512 clocks a sample in which that delivers it, in registers
 // 128 of arithmetic (ViT-B/16 fc1, N = 64, 5 directions: 250 us). Positions are padded to 16, rows and columns to 128.
 template <class Operand>

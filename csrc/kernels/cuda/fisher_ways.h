@@ -41,7 +41,7 @@ std::int64_t tile_projection_workspace(const LayerBatch<T>& layer, std::int64_t 
 template <class T>
 double tile_projection_cost(const LayerBatch<T>& layer, std::int64_t count, int multiprocessors);
 
-// From tiles of twice the size, for aligned 16-bit types.
+// From tiles of twice the size, for aligned 16-bit types; of convolutions, where the tables of their positions fit.
 template <class T>
 cudaError_t wide_projection(const LayerBatch<T>& layer, const Compute<T>* directions, std::int64_t count,
                             Compute<T>* out, double* workspace, int multiprocessors, cudaStream_t stream);
