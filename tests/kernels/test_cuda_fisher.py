@@ -335,10 +335,10 @@ def test_wide_projection_of_convolutions(emulator, case, type):
     check(emulator, WIDE_PROJECTION, layer, ["shuffled"], multiprocessors=16)
 
 
-@pytest.mark.parametrize("positions", [64, 65, 1400])
-def test_wide_projection_of_many_windows(emulator, positions):
-    """Of which the tables take the place of a direction, or of all but one."""
-    layer = conv_layer(2, (8, 8), (1, 2, positions // 2), (1, 1, 1), "float16", count=5)
+@pytest.mark.parametrize("width", [32, 33, 712, 713, 1400])
+def test_wide_projection_of_many_windows(emulator, width):
+    """Of which the tables leave room for three directions in shared memory, two or one."""
+    layer = conv_layer(2, (8, 8), (1, 2, width), (1, 1, 1), "float16", count=5)
     check(emulator, WIDE_PROJECTION, layer, ["shuffled"])
 
 

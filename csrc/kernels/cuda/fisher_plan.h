@@ -23,8 +23,8 @@ struct Plan {
 // In slabs (about 0.4 us).
 struct TileCosts {
     double sample;         // of a tile
-    double part = 0;       // a tile's part of a sum, written and read, in slabs of the device
-    double direction = 0;  // brought to a block
+    double part = 0;       // of a tile's squares, written and read at the rate of the memory, by all multiprocessors
+    double direction = 0;  // of a tile, brought to a block at 24 bytes per clock
 };
 
 // Weighs the blocks that run at a time against the parts written and read.
